@@ -1,0 +1,3 @@
+#![no_std]
+//! Sans-IO heart of the relay.
+extern crate alloc;
