@@ -1,3 +1,18 @@
+//! Sans-IO heart of the relay: the capsule protocol, tunnel state machines, URI templates, request parsing and
+//! Proxy-Status. No IO, no clock, no unsafe; every decoder takes its input in any split.
 #![no_std]
-//! Sans-IO heart of the relay.
+#![forbid(unsafe_code)]
+
 extern crate alloc;
+
+pub mod capsule;
+pub mod capsule_protocol;
+pub mod fields;
+pub mod protocols;
+pub mod proxy_status;
+pub mod reject;
+pub mod request;
+pub mod target;
+pub mod template;
+pub mod tunnel;
+pub mod varint;

@@ -1,0 +1,69 @@
+//! Read access to the header fields of a request, whatever holds them.
+
+use alloc::vec::Vec;
+
+/// Header fields: names compare without case, a name may occur on several lines.
+pub trait Fields {
+    /// Calls `each` with the value of every line named `name`, in order.
+    fn get_all<'s>(&'s self, name: &str, each: &mut dyn FnMut(&'s [u8]));
+}
+
+impl Fields for [(&str, &[u8])] {
+    fn get_all<'s>(&'s self, name: &str, each: &mut dyn FnMut(&'s [u8])) {
+        for (field, value) in self {
+            if field.eq_ignore_ascii_case(name) {
+                each(value);
+            }
+        }
+    }
+}
+
+impl Fields for &[(&str, &[u8])] {
+    fn get_all<'s>(&'s self, name: &str, each: &mut dyn FnMut(&'s [u8])) {
+        (**self).get_all(name, each);
+    }
+}
+
+impl<const N: usize> Fields for [(&str, &[u8]); N] {
+    fn get_all<'s>(&'s self, name: &str, each: &mut dyn FnMut(&'s [u8])) {
+        self.as_slice().get_all(name, each);
+    }
+}
+
+impl Fields for Vec<(&str, &[u8])> {
+    fn get_all<'s>(&'s self, name: &str, each: &mut dyn FnMut(&'s [u8])) {
+        self.as_slice().get_all(name, each);
+    }
+}
+
+/// How many lines are named `name`.
+pub(crate) fn count(fields: &dyn Fields, name: &str) -> usize {
+    let mut lines = 0;
+    fields.get_all(name, &mut |_| lines += 1);
+    lines
+}
+
+/// The value of the first line named `name`.
+pub(crate) fn first<'f>(fields: &'f dyn Fields, name: &str) -> Option<&'f [u8]> {
+    let mut found = None;
+    fields.get_all(name, &mut |value| {
+        if found.is_none() {
+            found = Some(value);
+        }
+    });
+    found
+}
+
+/// The elements of a comma-separated list over all lines named `name`, without empty ones, white space trimmed.
+pub(crate) fn list<'f>(fields: &'f dyn Fields, name: &str) -> Vec<&'f [u8]> {
+    let mut elements = Vec::new();
+    fields.get_all(name, &mut |value| {
+        elements.extend(
+            value
+                .split(|&byte| byte == b',')
+                .map(<[u8]>::trim_ascii)
+                .filter(|element| !element.is_empty()),
+        );
+    });
+    elements
+}

@@ -1,0 +1,114 @@
+//! The table of tunnel protocols. A further protocol is one file here and one row in [`TABLE`].
+
+pub mod connect;
+pub mod tcp;
+
+use alloc::borrow::Cow;
+
+use crate::capsule::types;
+use crate::tunnel::AnyStreamTunnel;
+
+/// What a tunnel leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TargetKind {
+    /// A byte stream (TCP).
+    Stream,
+    /// Datagrams (UDP).
+    Datagram,
+    /// IP packets or Ethernet frames.
+    Packet,
+}
+
+/// An upgrade token and the capsule types that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// `Upgrade` protocol name and `:protocol` value.
+    pub token: Cow<'static, str>,
+    /// Capsule type of DATA.
+    pub data: u64,
+    /// Capsule type of FINAL_DATA.
+    pub final_data: u64,
+}
+
+/// A row of [`TABLE`].
+#[derive(Debug)]
+pub struct Protocol {
+    /// Name in configuration, metrics and logs.
+    pub name: &'static str,
+    /// What a tunnel leads to.
+    pub target: TargetKind,
+    /// Requested by an extended CONNECT or an Upgrade on a URI template; else by a plain CONNECT.
+    pub templated: bool,
+    /// Where it is served unless configured otherwise.
+    pub default_template: Option<&'static str>,
+    /// Tokens it is served under unless configured otherwise, in order of preference.
+    pub profiles: &'static [Profile],
+    /// The data stream carries capsules: responses say `Capsule-Protocol: ?1`.
+    pub capsule_protocol: bool,
+    /// On unless configured otherwise.
+    pub default_on: bool,
+    /// Makes the machine of one tunnel.
+    pub tunnel: fn(Option<&Profile>) -> AnyStreamTunnel,
+}
+
+impl PartialEq for Protocol {
+    /// Rows are the same if their names are.
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Protocol {}
+
+/// The protocols there are.
+pub static TABLE: &[Protocol] = &[
+    Protocol {
+        name: "connect",
+        target: TargetKind::Stream,
+        templated: false,
+        default_template: None,
+        profiles: &[],
+        capsule_protocol: false,
+        default_on: true,
+        tunnel: |_| AnyStreamTunnel::Raw(connect::Raw),
+    },
+    Protocol {
+        name: "connect-tcp",
+        target: TargetKind::Stream,
+        templated: true,
+        default_template: Some("/.well-known/masque/tcp/{target_host}/{target_port}/"),
+        profiles: TCP_PROFILES,
+        capsule_protocol: true,
+        default_on: true,
+        tunnel: |profile| {
+            AnyStreamTunnel::ConnectTcp(tcp::ConnectTcp::with_profile(
+                profile.unwrap_or(&TCP_PROFILES[0]),
+            ))
+        },
+    },
+];
+
+static TCP_PROFILES: &[Profile] = &[
+    Profile {
+        token: Cow::Borrowed("connect-tcp-12"),
+        data: types::DATA_12,
+        final_data: types::FINAL_DATA_12,
+    },
+    Profile {
+        token: Cow::Borrowed("connect-tcp-07"),
+        data: types::DATA_08,
+        final_data: types::FINAL_DATA_08,
+    },
+];
+
+/// The row of that name.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static Protocol> {
+    TABLE.iter().find(|protocol| protocol.name == name)
+}
+
+/// The row of classic CONNECT.
+#[must_use]
+pub fn classic() -> &'static Protocol {
+    &TABLE[0]
+}
