@@ -1,4 +1,4 @@
-"""Every crate that is linked and every Python package that is required must be under a licence that both of ours allow."""
+"""Every crate that is linked and every Python package that is required must be under a licence on the list below."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def allowed(expression: str) -> bool:
 
 def crates() -> dict[str, str]:
     """Name and version → licence expression, for all that the lock file can link on this kind of machine."""
-    command = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]
+    platform = ["--filter-platform", "x86_64-unknown-linux-gnu"]
+    command = ["cargo", "metadata", "--locked", "--format-version", "1", *platform]
     metadata = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
     linked = {node["id"] for node in metadata["resolve"]["nodes"]}
     return {f"{p['name']} {p['version']}": p.get("license") or "" for p in metadata["packages"] if p["id"] in linked}
