@@ -15,4 +15,5 @@ pub mod request;
 pub mod target;
 pub mod template;
 pub mod tunnel;
+pub mod uri_template;
 pub mod varint;
