@@ -14,7 +14,7 @@ use super::networks::Networks;
 use crate::config;
 
 /// Why a target is refused. Says nothing about what a name resolved to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Refusal {
     /// The port is one of the denied ones.
     #[error("this relay does not connect to port {0}")]
