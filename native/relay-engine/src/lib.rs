@@ -1,1 +1,5 @@
 //! The data plane.
+
+pub mod config;
+pub mod egress;
+pub mod policy;

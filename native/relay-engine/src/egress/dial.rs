@@ -1,0 +1,194 @@
+//! From a target to a TCP connection: resolve, judge every address, race, connect.
+
+use std::net::{IpAddr, SocketAddr};
+
+use capsule_core::target::{Host, Target};
+use futures_util::StreamExt as _;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::dns::{Resolver, Unresolved};
+use super::error::DialError;
+use super::happy_eyeballs::{Family, Race, Step};
+use super::tcp::{self, Sources};
+use crate::config;
+use crate::policy::Refusal;
+
+/// What one worker needs to reach targets. Each worker has its own: the resolver's cache is not shared.
+#[derive(Debug)]
+pub struct Egress {
+    resolver: Resolver,
+    sources: Sources,
+}
+
+impl Egress {
+    /// Reads the hosts file and, unless name servers are configured, the system's resolver configuration.
+    #[must_use]
+    pub fn new(config: &config::Egress) -> Self {
+        Self::with_resolver(config, Resolver::new(&config.nameservers))
+    }
+
+    pub(super) fn with_resolver(config: &config::Egress, resolver: Resolver) -> Self {
+        Self {
+            resolver,
+            sources: Sources::new(&config.source_addresses),
+        }
+    }
+}
+
+/// A connection to a target.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The connection; TCP_NODELAY and keepalive are on.
+    pub stream: TcpStream,
+    /// Where it leads: the address that won.
+    pub peer: SocketAddr,
+}
+
+enum Event {
+    Resolved(Family, Result<Vec<IpAddr>, Unresolved>),
+    Attempted(IpAddr, Result<TcpStream, DialError>),
+}
+
+/// How a dial stands.
+struct Progress {
+    race: Race,
+    /// Why a family has no addresses at all.
+    v4: Option<Unresolved>,
+    v6: Option<Unresolved>,
+    refusal: Option<Refusal>,
+    worst: Option<DialError>,
+}
+
+/// Connects to a target.
+///
+/// Every address is put to `permit` before anything is sent to it; those refused never enter the race. All of it ends
+/// by `deadline`; dropping the future ends it at once and closes what was open.
+///
+/// # Errors
+/// The most telling error of all attempts.
+pub async fn dial(
+    egress: &Egress,
+    target: &Target,
+    permit: impl Fn(IpAddr) -> Result<(), Refusal>,
+    deadline: Instant,
+) -> Result<Dialled, DialError> {
+    let mut events: FuturesUnordered<LocalBoxFuture<'_, Event>> = FuturesUnordered::new();
+    let mut progress = Progress {
+        race: Race::new(),
+        v4: None,
+        v6: None,
+        refusal: None,
+        worst: None,
+    };
+    match &target.host {
+        Host::Ip(address) => {
+            // A mapped address is dialled as what it is.
+            let address = address.to_canonical();
+            permit(address).map_err(DialError::Prohibited)?;
+            progress.race = Race::literal(address);
+        }
+        Host::Name(name) => {
+            //= rfc8305 §3 aaaa-first
+            for family in [Family::V6, Family::V4] {
+                let lookup = egress.resolver.lookup(name, family);
+                events.push(Box::pin(
+                    async move { Event::Resolved(family, lookup.await) },
+                ));
+            }
+        }
+    }
+
+    let timer = sleep_until(deadline);
+    tokio::pin!(timer);
+    loop {
+        let wait = loop {
+            match progress.race.poll(Instant::now().into_std()) {
+                Step::Start(address) => {
+                    let peer = SocketAddr::new(address, target.port);
+                    let attempt = tcp::connect(&egress.sources, peer);
+                    events.push(Box::pin(async move {
+                        let result = attempt.await.map_err(|error| DialError::from(&error));
+                        Event::Attempted(address, result)
+                    }));
+                }
+                Step::Wait(until) => break until,
+                Step::Failed => return Err(progress.into_error()),
+            }
+        };
+        let until = wait.map_or(deadline, |until| deadline.min(Instant::from_std(until)));
+        timer.as_mut().reset(until);
+        tokio::select! {
+            biased;
+            Some(event) = events.next() => match event {
+                Event::Attempted(address, Ok(stream)) => {
+                    return Ok(Dialled { stream, peer: SocketAddr::new(address, target.port) });
+                }
+                Event::Attempted(address, Err(error)) => {
+                    progress.race.failed(address);
+                    progress.worst = progress.worst.max(Some(error));
+                }
+                Event::Resolved(family, answer) => progress.resolved(family, answer, &permit),
+            },
+            () = &mut timer => {
+                if Instant::now() >= deadline {
+                    return Err(progress.into_timeout());
+                }
+            }
+        }
+    }
+}
+
+impl Progress {
+    fn resolved(
+        &mut self,
+        family: Family,
+        answer: Result<Vec<IpAddr>, Unresolved>,
+        permit: impl Fn(IpAddr) -> Result<(), Refusal>,
+    ) {
+        let mut addresses = match answer {
+            Ok(addresses) => addresses,
+            Err(why) => {
+                match family {
+                    Family::V4 => self.v4 = Some(why),
+                    Family::V6 => self.v6 = Some(why),
+                }
+                Vec::new()
+            }
+        };
+        addresses.retain(|&address| match permit(address) {
+            Ok(()) => true,
+            Err(refusal) => {
+                self.refusal = Some(refusal);
+                false
+            }
+        });
+        self.race
+            .resolved(family, addresses, Instant::now().into_std());
+    }
+
+    /// Every attempt has failed, or there was none to make.
+    fn into_error(self) -> DialError {
+        if let Some(error) = self.worst {
+            return error;
+        }
+        if let Some(refusal) = self.refusal {
+            return DialError::Prohibited(refusal);
+        }
+        DialError::unresolved(
+            self.v4.unwrap_or(Unresolved::NoData),
+            self.v6.unwrap_or(Unresolved::NoData),
+        )
+    }
+
+    fn into_timeout(self) -> DialError {
+        let now = if self.race.is_attempting() {
+            DialError::TimedOut
+        } else {
+            DialError::DnsTimeout
+        };
+        self.worst.map_or(now.clone(), |worst| worst.max(now))
+    }
+}

@@ -1,0 +1,10 @@
+//! How targets are reached: names become addresses, addresses race, one connection wins.
+
+mod dial;
+pub mod dns;
+mod error;
+pub mod happy_eyeballs;
+mod tcp;
+
+pub use dial::{Dialled, Egress, dial};
+pub use error::DialError;
