@@ -15,6 +15,7 @@ const BAD_ID: Fault = Fault::Connection(Code::ID_ERROR);
 const BAD_FRAME: Fault = Fault::Connection(Code::FRAME_ERROR);
 
 /// The end of the peer's control or QPACK stream, by FIN or by reset.
+//= rfc9114 §6.2.1 control-stream-stays
 pub const CLOSED: Fault = Fault::Connection(Code::CLOSED_CRITICAL_STREAM);
 
 /// What the peer says on its control stream.
@@ -117,6 +118,7 @@ impl Decoder {
     }
 
     fn enter(&mut self, kind: u64, length: u64) -> Result<Inside, Fault> {
+        //= rfc9114 §6.2.1 settings-first
         if !self.settled && kind != kind::SETTINGS {
             return Err(Fault::Connection(Code::MISSING_SETTINGS));
         }
@@ -140,6 +142,7 @@ impl Decoder {
                 Err(UNEXPECTED)
             }
             kind::DATA | kind::HEADERS | kind::PUSH_PROMISE => Err(UNEXPECTED),
+            //= rfc9114 §7.2.8 reserved-h2-frames
             kind if kind::is_http2(kind) => Err(UNEXPECTED),
             _ => Ok(Inside::Skipped(length)),
         }

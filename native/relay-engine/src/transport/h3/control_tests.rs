@@ -29,6 +29,7 @@ fn the_preface_is_read_by_the_other_side() {
     );
 }
 
+//= rfc9114 §6.2.1 settings-first
 #[test]
 fn settings_come_first_and_once() {
     let missing = Err(Fault::Connection(Code::MISSING_SETTINGS));
@@ -53,6 +54,7 @@ fn settings_are_bounded() {
     );
 }
 
+//= rfc9114 §7.2.8 reserved-h2-frames
 #[test]
 fn request_frames_and_http2_frames_are_unexpected() {
     for kind in [0x00, 0x01, 0x02, 0x05, 0x06, 0x08, 0x09] {
@@ -96,6 +98,7 @@ fn payloads_that_do_not_fit_are_frame_errors() {
     }
 }
 
+//= rfc9114 §9 unknown-frames
 #[test]
 fn unknown_frames_and_priorities_are_skipped() {
     let mut frames = vec![0x21, 3, 1, 2, 3, 0x80, 0x0f, 0x07, 0x00, 4];

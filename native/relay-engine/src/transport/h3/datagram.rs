@@ -12,6 +12,8 @@ pub const MAX_QUARTER_STREAM_ID: u64 = (1 << 60) - 1;
 /// # Errors
 /// H3_DATAGRAM_ERROR for the connection if the quarter stream ID is incomplete or too large.
 pub fn parse(frame: &[u8]) -> Result<(u64, usize), Fault> {
+    //= rfc9297 §2.1 quarter-stream-id-range
+    //= rfc9297 §2.1 datagram-too-short
     match varint::decode(frame) {
         Some((quarter, size)) if quarter <= MAX_QUARTER_STREAM_ID => Ok((quarter * 4, size)),
         _ => Err(Fault::Connection(Code::DATAGRAM_ERROR)),
@@ -31,6 +33,8 @@ mod tests {
 
     const BAD: Result<(u64, usize), Fault> = Err(Fault::Connection(Code::DATAGRAM_ERROR));
 
+    //= rfc9297 §2.1 quarter-stream-id-range
+    //= rfc9297 §2.1 datagram-too-short
     #[test]
     fn short_and_oversize_ids() {
         assert_eq!(parse(&[]), BAD);

@@ -241,6 +241,7 @@ impl Decoder {
             kind::PUSH_PROMISE if self.side == Side::Client => {
                 return Err(Fault::Connection(Code::ID_ERROR));
             }
+            //= rfc9114 §4.4 connect-frames
             kind::DATA
             | kind::HEADERS
             | kind::PUSH_PROMISE
@@ -250,7 +251,9 @@ impl Decoder {
             | kind::MAX_PUSH_ID
             | kind::PRIORITY_UPDATE_REQUEST
             | kind::PRIORITY_UPDATE_PUSH => return Err(UNEXPECTED),
+            //= rfc9114 §7.2.8 reserved-h2-frames
             kind if kind::is_http2(kind) => return Err(UNEXPECTED),
+            //= rfc9114 §9 unknown-frames
             _ => {}
         }
         Ok(match length {

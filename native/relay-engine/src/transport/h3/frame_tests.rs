@@ -58,6 +58,7 @@ fn server(frames: &[(u64, &[u8])]) -> Result<Vec<Seen>, Fault> {
     run(&mut Decoder::new(Side::Server), &stream, &[])
 }
 
+//= rfc9114 §9 unknown-frames
 #[test]
 fn a_request_with_unknown_frames_content_and_trailers() {
     assert_eq!(
@@ -98,6 +99,7 @@ fn order_is_enforced() {
     }
 }
 
+//= rfc9114 §7.2.8 reserved-h2-frames
 #[test]
 fn frames_of_other_streams_and_of_http2_are_unexpected() {
     for kind in [
@@ -112,6 +114,7 @@ fn frames_of_other_streams_and_of_http2_are_unexpected() {
     }
 }
 
+//= rfc9114 §4.4 connect-frames
 #[test]
 fn a_tunnel_carries_data_only() {
     let mut decoder = Decoder::new(Side::Server);

@@ -8,6 +8,7 @@ use super::frame::put_headers;
 use super::qpack::{self, Line};
 
 /// A message that breaks the rules of HTTP/3: resets the stream, and nothing else.
+//= rfc9114 §4.1.2 malformed-request
 pub const MALFORMED: Fault = Fault::Stream(Code::MESSAGE_ERROR);
 
 /// The head of a request. Which parts are present follows from the method, as RFC 9114 §4.3.1 and RFC 8441 §4 say.
@@ -186,6 +187,7 @@ fn is_well_formed(request: &Request) -> bool {
     if HeaderName::from_bytes(request.method.as_bytes()).is_err() {
         return false;
     }
+    //= rfc9114 §4.3.1 authority-and-host
     // Host and :authority must agree (RFC 9114 §4.3.1).
     let mut hosts = request.fields.get_all(HOST).iter();
     let host = hosts.next();
@@ -198,6 +200,7 @@ fn is_well_formed(request: &Request) -> bool {
         return false;
     }
     let connect = request.method == "CONNECT";
+    //= rfc9114 §4.4 connect-pseudo-fields
     if connect && request.protocol.is_none() {
         return request.scheme.is_none()
             && request.path.is_none()
@@ -206,6 +209,7 @@ fn is_well_formed(request: &Request) -> bool {
     if !connect && request.protocol.is_some() {
         return false;
     }
+    //= rfc8441 §4 pseudo-fields
     let (Some(scheme), Some(path)) = (&request.scheme, &request.path) else {
         return false;
     };

@@ -69,6 +69,10 @@ fn the_forms_of_a_request() {
     );
 }
 
+//= rfc9114 §4.1.2 malformed-request
+//= rfc9114 §4.3.1 authority-and-host
+//= rfc9114 §4.4 connect-pseudo-fields
+//= rfc8441 §4 pseudo-fields
 #[test]
 fn pseudo_header_rules() {
     for (head, name, value) in [
@@ -121,6 +125,8 @@ fn pseudo_header_rules() {
     assert_eq!(request(with(&CLASSIC, &[(":path", "/")])), Err(MALFORMED));
 }
 
+//= rfc9114 §4.1.2 malformed-request
+//= rfc9114 §4.3.1 authority-and-host
 #[test]
 fn field_rules() {
     for more in [

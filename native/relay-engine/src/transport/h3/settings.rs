@@ -41,7 +41,9 @@ impl Settings {
     #[must_use]
     pub const fn ours() -> Self {
         Self {
+            //= rfc9220 §3 setting
             enable_connect_protocol: true,
+            //= rfc9297 §2.1.1 setting-always-sent
             h3_datagram: true,
             max_field_section_size: Some(MAX_FIELD_SECTION),
             qpack_max_table_capacity: 0,
@@ -87,6 +89,7 @@ impl Settings {
             let value = take_varint(&mut payload)?;
             seen.push(id);
             match id {
+                //= rfc9114 §7.2.4.1 reserved-h2-settings
                 0x00 | 0x02..=0x05 => return Err(BAD),
                 id::QPACK_MAX_TABLE_CAPACITY => settings.qpack_max_table_capacity = value,
                 id::MAX_FIELD_SECTION_SIZE => settings.max_field_section_size = Some(value),
@@ -94,7 +97,9 @@ impl Settings {
                 id::ENABLE_CONNECT_PROTOCOL => {
                     settings.enable_connect_protocol = switch(value).ok_or(BAD)?;
                 }
+                //= rfc9297 §2.1.1 setting-values
                 id::H3_DATAGRAM => settings.h3_datagram = switch(value).ok_or(BAD)?,
+                //= rfc9114 §9 unknown-frames
                 _ => {}
             }
         }
@@ -142,6 +147,8 @@ mod tests {
 
     const BAD: Result<Settings, Fault> = Err(Fault::Connection(Code::SETTINGS_ERROR));
 
+    //= rfc9220 §3 setting
+    //= rfc9297 §2.1.1 setting-always-sent
     #[test]
     fn ours_on_the_wire() {
         let mut out = Vec::new();
@@ -159,6 +166,8 @@ mod tests {
         assert_eq!(Settings::parse(&[]), Ok(Settings::default()));
     }
 
+    //= rfc9114 §7.2.4.1 reserved-h2-settings
+    //= rfc9297 §2.1.1 setting-values
     #[test]
     fn reserved_from_http2_duplicates_and_bad_switches() {
         for id in [0x00, 0x02, 0x03, 0x04, 0x05] {

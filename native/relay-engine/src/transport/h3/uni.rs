@@ -70,8 +70,10 @@ impl Opened {
                     Side::Client => Code::ID_ERROR,
                 }));
             }
+            //= rfc9114 §9 unknown-frames
             _ => return Ok(Purpose::Unknown),
         };
+        //= rfc9114 §6.2.1 control-stream-stays
         if self.seen[slot] {
             return Err(Fault::Connection(Code::STREAM_CREATION_ERROR));
         }
@@ -84,6 +86,7 @@ impl Opened {
 mod tests {
     use super::*;
 
+    //= rfc9114 §6.2.1 control-stream-stays
     #[test]
     fn each_critical_stream_opens_once() {
         let mut opened = Opened::new(Side::Server);
@@ -100,6 +103,7 @@ mod tests {
         }
     }
 
+    //= rfc9114 §9 unknown-frames
     #[test]
     fn unknown_types_are_tolerated_and_pushes_are_not() {
         let mut opened = Opened::new(Side::Server);
