@@ -89,10 +89,9 @@ def packages() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # pinned for another platform
         classifiers = metadata.get_all("Classifier") or []
-        expression = metadata.get("License-Expression") or " OR ".join(
-            CLASSIFIERS[classifier] for classifier in classifiers if classifier in CLASSIFIERS
-        )
-        found[f"{name} {version}"] = expression or metadata.get("License") or ""
+        stated = metadata.get_all("License-Expression") or metadata.get_all("License") or [""]
+        known = " OR ".join(CLASSIFIERS[classifier] for classifier in classifiers if classifier in CLASSIFIERS)
+        found[f"{name} {version}"] = known or stated[0]
     return found
 
 
