@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,7 @@ import pytest
 from peers.matrix import PROTOCOLS, TRANSPORTS
 from peers.nameserver import NameServer
 from peers.pki import Authority
-from peers.process import RelayProcess, merged, token_line
-
-StartRelay = Callable[..., RelayProcess]
-
+from peers.process import RelayProcess, StartRelay, merged, token_line
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout(seconds): the bound of one asynchronous test")
@@ -112,6 +109,12 @@ def launch(
 def relay(launch: StartRelay) -> RelayProcess:
     """The relay that most tests share: none of them may hurt it."""
     return launch()
+
+
+@pytest.fixture(scope="session")
+def templated_only(launch: StartRelay) -> RelayProcess:
+    """A relay without classic CONNECT."""
+    return launch(protocols={"connect": {"enabled": False}})
 
 
 @pytest.fixture(autouse=True)

@@ -207,3 +207,6 @@ async def until(condition: Callable[[], bool], timeout: float = 10, interval: fl
             return False
         await asyncio.sleep(interval)
     return True
+
+
+StartRelay = Callable[..., RelayProcess]
