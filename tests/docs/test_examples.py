@@ -1,4 +1,4 @@
-"""Each folder of examples/ has a `run.sh` or a `run.py` that ends by itself, with exit code 0, in a folder of its own."""
+"""Each folder of examples/ has a `run.sh` or a `run.py` that ends by itself, with exit code 0, in a copy of its own."""
 
 from __future__ import annotations
 
