@@ -7,7 +7,7 @@ class RelayError(Exception):
     """The base of every error that this package raises on purpose."""
 
 
-class ConfigError(RelayError, ValueError):
+class ConfigError(RelayError):
     """A configuration that cannot be used.
 
     ``errors`` holds every fault found, one line each: ``relay.toml:LINE: key: what was expected``, or

@@ -92,7 +92,7 @@ def write_entry(path: Path, name: str, secret: str) -> bool:
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        os.replace(temporary, real)
+        Path(temporary).replace(real)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -91,9 +91,12 @@ class Config(models.Section):
         """The configuration as it is in force, defaults included, as TOML."""
         return toml.dumps(native.effective(self))
 
-    def to_native(self) -> str:
-        """The engine's form: JSON with seconds, bytes and the credentials themselves. Raises ConfigError."""
-        return native.dumps(self)
+    def to_native(self, hook: bool | None = None) -> str:
+        """The engine's form: JSON with seconds, bytes and the credentials themselves. Raises ConfigError.
+
+        ``hook`` tells whether tunnels are asked about; without it, whether ``policy.hook`` is set.
+        """
+        return native.dumps(self, bool(self.policy.hook) if hook is None else hook)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -161,11 +164,13 @@ def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
         if name not in known:
             found.append((("protocols", name), faults.unknown(str(name), known)))
             continue
-        row = rows.get(name, {"templated": True, "profiles": []})
-        tokens = [token for token, _, _ in row["profiles"]]
-        for key in ("template", "profiles", "profile"):
-            if _get(table, key) and not (row["templated"] and (key == "template" or tokens)):
-                found.append((("protocols", name, key), f"{name} has no {key}: take it out"))
+        row = rows.get(name)
+        tokens = [token for token, _, _ in row["profiles"]] if row else []
+        found += [
+            (("protocols", name, key), f"{name} has no {key}: take it out")
+            for key in ("template", "profiles", "profile")
+            if _get(table, key) and not ((row is None or row["templated"]) and (key == "template" or tokens))
+        ]
         chosen = _get(table, "profiles")
         for number, token in enumerate(chosen if isinstance(chosen, list) else ()):
             if tokens and isinstance(token, str) and token not in tokens:

@@ -60,7 +60,9 @@ def _texts(root: type[BaseModel], detail: Any) -> list[str]:
 def _hint(detail: Any) -> str:
     value = detail.get("input")
     if detail["type"] == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
-        return f', such as "{value}s" for a duration' if "time" in str(detail["loc"][-1]) else f': put {value} in quotes'
+        return (
+            f', such as "{value}s" for a duration' if "time" in str(detail["loc"][-1]) else f": put {value} in quotes"
+        )
     return ""
 
 
@@ -70,8 +72,7 @@ def unknown(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, names, 1, 0.5)
     if near:
         return f"unknown key; did you mean {near[0]}?"
-    nearest = difflib.get_close_matches(key, names, 1, 0)
-    return f"unknown key; known keys: {', '.join(sorted(names, key=lambda name: (name not in nearest, names.index(name))))}"
+    return f"unknown key; known keys: {', '.join(names)}"
 
 
 def keys_at(root: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

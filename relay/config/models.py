@@ -100,7 +100,9 @@ class Listener(Section):
     @classmethod
     def _proxied(cls, networks: list[str]) -> list[str]:
         if networks:
-            raise ValueError("not supported by this version: take it out, and let the balancer pass TCP through plainly")
+            raise ValueError(
+                "not supported by this version: take it out, and let the balancer pass TCP through plainly"
+            )
         return networks
 
 

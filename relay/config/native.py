@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from relay.config.config import Config
 
 
-def dumps(config: "Config") -> str:
+def dumps(config: "Config", hook: bool) -> str:
     """JSON as the engine reads it."""
     errors: list[str] = []
 
@@ -71,7 +71,7 @@ def dumps(config: "Config") -> str:
                     }
                     for rule in policy.rules
                 ],
-                "hook": bool(policy.hook),
+                "hook": hook,
                 "hook_timeout": seconds(policy.hook_timeout),
                 "hook_cache": seconds(policy.hook_cache),
             },

@@ -111,7 +111,7 @@ def check_listen_address(text: str) -> str:
         return join_address(*socket_address(text))
     except ValueError:
         raise ValueError(
-            'expected an IP address and a port, such as "127.0.0.1:8443" or "[::1]:8443"; "0.0.0.0:8443" = every address'
+            'expected an IP address and a port, such as "127.0.0.1:8443" or "[::1]:8443"; "0.0.0.0:8443" for every one'
         ) from None
 
 
