@@ -177,3 +177,6 @@ impl StreamTunnel for ConnectTcp {
         self.unknown
     }
 }
+
+#[cfg(test)]
+mod tests;

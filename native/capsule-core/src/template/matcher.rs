@@ -44,6 +44,19 @@ enum Item {
     Pieces(Vec<Piece>),
 }
 
+impl Item {
+    /// What precedes the `=`.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Named(name, _) => Some(name),
+            Self::Pieces(pieces) => match pieces.first() {
+                Some(Piece::Literal(text)) => text.split('=').next(),
+                _ => None,
+            },
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Matcher {
     path: Vec<Piece>,
@@ -64,7 +77,15 @@ impl Matcher {
             query: None,
         };
         let mut named_before = false;
+        let mut query_may_vanish = false;
         for part in uri.parts() {
+            if query_may_vanish {
+                let (Part::Literal { position, .. } | Part::Expression { position, .. }) = part;
+                return fault(
+                    *position,
+                    "nothing may follow a {?…} without target_host and target_port",
+                );
+            }
             match part {
                 Part::Literal { position, text } => {
                     let skip = path_start.saturating_sub(*position).min(text.len());
@@ -85,8 +106,13 @@ impl Matcher {
                     }
                     matcher.simple(names, *position)?;
                 }
-                Part::Expression { names, .. } => {
+                Part::Expression {
+                    operator, names, ..
+                } => {
                     named_before = true;
+                    // With all its variables undefined a {?…} expands to nothing, not even the ?.
+                    query_may_vanish = *operator == Operator::Query
+                        && names.iter().all(|name| Slot::of(name) == Slot::Other);
                     matcher
                         .query
                         .get_or_insert_default()
@@ -94,7 +120,26 @@ impl Matcher {
                 }
             }
         }
+        matcher.check_query_names(uri)?;
         Ok(matcher)
+    }
+
+    /// Items of the query may come in any order, so their names must differ.
+    fn check_query_names(&self, uri: &UriTemplate) -> Result<(), TemplateError> {
+        let items = self.query.as_deref().unwrap_or_default();
+        for (index, item) in items.iter().enumerate() {
+            let Some(name) = item.name() else { continue };
+            if items[..index]
+                .iter()
+                .any(|other| other.name() == Some(name))
+            {
+                let position = uri.parts().last().map_or(0, |part| match part {
+                    Part::Literal { position, .. } | Part::Expression { position, .. } => *position,
+                });
+                return fault(position, "a name stands in the query a second time");
+            }
+        }
+        Ok(())
     }
 
     /// The pieces that the next literal or simple expression goes to.
