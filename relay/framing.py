@@ -12,8 +12,8 @@ Capsules (RFC 9297 §3.2)
     the header for a value that follows separately.
     ``CapsuleDecoder(max_whole=65536)``: ``feed(data)`` returns events. A value of up to ``max_whole`` bytes comes as
     one ``Capsule(kind, value)``; a longer one as ``CapsuleHeader(kind, length)`` and then
-    ``CapsuleValue(data, remaining)`` as its bytes arrive, the last of them with ``remaining`` 0. ``finish()`` raises FramingError when the data stream
-    ended inside a capsule (§3.3).
+    ``CapsuleValue(data, remaining)`` as its bytes arrive, the last of them with ``remaining`` 0. ``finish()`` raises
+    FramingError when the data stream ended inside a capsule (§3.3).
 
 connect-tcp
     ``ConnectTcp(token="connect-tcp-12")``: one end of a tunnel, client or proxy alike; ``data`` and ``final_data`` name

@@ -12,7 +12,7 @@ from relay import _native
 from relay._bridge import DecisionBridge
 from relay.config import Config
 from relay.config.values import join_address, seconds_of
-from relay.errors import RelayError
+from relay.errors import ConfigError, RelayError
 from relay.policy import Decide, load_hook
 
 _log = logging.getLogger("relay")
@@ -160,7 +160,10 @@ class Relay:
     def _hook_of(self, config: Config) -> Decide | None:
         if self._decide is not None:
             return self._decide
-        return load_hook(config.policy.hook) if config.policy.hook else None
+        try:
+            return load_hook(config.policy.hook) if config.policy.hook else None
+        except ValueError as error:
+            raise ConfigError([config.fault(("policy", "hook"), str(error))]) from error
 
     def _document_of(self, config: Config) -> str:
         return config.to_native(hook=self._decide is not None or bool(config.policy.hook))

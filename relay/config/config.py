@@ -85,7 +85,11 @@ class Config(models.Section):
             found.append(
                 (("auth",), "nobody has credentials: set users_file or tokens_file, or client_ca at a listener")
             )
-        return [f"{self._origins.place(path)}: {text}" for path, text in found]
+        return [self.fault(path, text) for path, text in found]
+
+    def fault(self, path: tuple[str | int, ...], text: str) -> str:
+        """A line about a key, with its place: ``relay.toml:LINE: key: text``."""
+        return f"{self._origins.place(path)}: {text}"
 
     def effective(self) -> str:
         """The configuration as it is in force, defaults included, as TOML."""

@@ -21,7 +21,7 @@ def dumps(config: "Config", hook: bool) -> str:
         try:
             return list(read(Path(name))) if name else []
         except files.CredentialsError as error:
-            errors.extend(f"auth.{key}: {line}" for line in error.errors)
+            errors.extend(config.fault(("auth", key), line) for line in error.errors)
             return []
 
     users = credentials("users_file", files.read_users, _text(config.auth.users_file))

@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from relay.errors import ConfigError
 from relay.policy.decision import Decide
 
 
 def load_hook(name: str) -> Decide:
-    """Imports ``package.module:function``, from the working directory too. Raises ConfigError."""
+    """Imports ``package.module:function``, from the working directory too. ValueError tells what was expected."""
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
@@ -18,14 +17,14 @@ def load_hook(name: str) -> Decide:
     try:
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ConfigError([f"policy.hook: expected a module that can be imported: {error}"]) from None
+        raise ValueError(f"expected a module that can be imported: {error}") from None
     except Exception as error:
-        raise ConfigError([f"policy.hook: {module_name} fails to import: {type(error).__name__}: {error}"]) from error
+        raise ValueError(f"{module_name} fails to import: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise ConfigError([f"policy.hook: expected a function: {module_name} has no {attribute}"]) from None
+            raise ValueError(f"expected a function: {module_name} has no {attribute}") from None
     if not callable(found):
-        raise ConfigError([f"policy.hook: expected a function: {name} is a {type(found).__name__}"])
+        raise ValueError(f"expected a function: {name} is a {type(found).__name__}")
     return cast(Decide, found)
