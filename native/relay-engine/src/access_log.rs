@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -62,13 +62,17 @@ pub fn milliseconds(duration: Duration) -> f64 {
 /// Where lines are queued. Clones share one thread; it ends with the last of them.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
-    lines: Option<SyncSender<String>>,
+    /// `None` on the channel asks the thread to end.
+    lines: Option<SyncSender<Option<String>>>,
     lost: Arc<AtomicU64>,
 }
 
 impl AccessLog {
     /// Opens the log; the handle is the writing thread's. The error names the file.
-    pub fn open(config: &Log, lost: Arc<AtomicU64>) -> Result<(Self, Option<JoinHandle<()>>), String> {
+    pub fn open(
+        config: &Log,
+        lost: Arc<AtomicU64>,
+    ) -> Result<(Self, Option<JoinHandle<()>>), String> {
         let output: Box<dyn Write + Send> = match config.access.as_str() {
             "" => return Ok((Self { lines: None, lost }, None)),
             "-" => Box::new(io::stdout()),
@@ -89,28 +93,36 @@ impl AccessLog {
         Ok((log, Some(thread)))
     }
 
+    /// Asks the thread to write what is queued and end.
+    pub fn close(&self) {
+        if let Some(lines) = &self.lines {
+            let _ = lines.send(None);
+        }
+    }
+
     /// Queues a line; a line that finds no room is counted as lost.
     pub fn write(&self, record: &Record<'_>) {
         let Some(lines) = &self.lines else { return };
-        let Ok(mut line) = serde_json::to_string(record) else { return };
+        let Ok(mut line) = serde_json::to_string(record) else {
+            return;
+        };
         line.push('\n');
-        if lines.try_send(line).is_err() {
+        if lines.try_send(Some(line)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-fn write(lines: &Receiver<String>, mut output: BufWriter<Box<dyn Write + Send>>) {
-    while let Ok(line) = lines.recv() {
+fn write(lines: &Receiver<Option<String>>, mut output: BufWriter<Box<dyn Write + Send>>) {
+    while let Ok(Some(line)) = lines.recv() {
         let _ = output.write_all(line.as_bytes());
         // Everything that waits leaves in one write.
-        loop {
-            match lines.try_recv() {
-                Ok(line) => {
-                    let _ = output.write_all(line.as_bytes());
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(waiting) = lines.try_recv() {
+            let Some(line) = waiting else {
+                let _ = output.flush();
+                return;
+            };
+            let _ = output.write_all(line.as_bytes());
         }
         let _ = output.flush();
     }

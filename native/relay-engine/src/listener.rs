@@ -158,12 +158,16 @@ mod tests {
         let sockets = Sockets::bind(&listener("127.0.0.1:0".parse().unwrap()), 2).unwrap();
         for socket in &sockets.udp {
             socket.set_nonblocking(false).unwrap();
-            socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+            socket
+                .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                .unwrap();
         }
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut buffer = [0; 16];
         for worker in [1u8, 0, 1, 0] {
-            client.send_to(&[0x40, worker, 7, 7], sockets.address).unwrap();
+            client
+                .send_to(&[0x40, worker, 7, 7], sockets.address)
+                .unwrap();
             let (length, _) = sockets.udp[worker as usize].recv_from(&mut buffer).unwrap();
             assert_eq!(&buffer[..length], &[0x40, worker, 7, 7]);
         }

@@ -11,15 +11,15 @@ use capsule_core::proxy_status::{self, ProxyError, ProxyStatus};
 use capsule_core::reject::Reject;
 use capsule_core::request::{self, Challenge, Head, Request};
 use capsule_core::target::Target;
-use capsule_core::tunnel::StreamTunnel;
 use futures_util::future::{Either, select};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::access_log::{self, Record};
 use crate::auth::Outcome as Known;
 use crate::decide::{Decision, Question};
-use crate::egress::dial;
+use crate::egress::{Dialled, dial};
 use crate::hook;
+use crate::policy;
 use crate::pool;
 use crate::pump::{self, Bounds, Ended};
 use crate::state::{Generation, Phase};
@@ -66,7 +66,14 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn write(&self, generation: &Generation, status: u16, error: Option<ProxyError>, end: &str, bytes: (u64, u64)) {
+    fn write(
+        &self,
+        generation: &Generation,
+        status: u16,
+        error: Option<ProxyError>,
+        end: &str,
+        bytes: (u64, u64),
+    ) {
         let target = match &self.request.target {
             Ok(target) => target.to_string(),
             Err(_) => String::new(),
@@ -91,7 +98,12 @@ impl Entry<'_> {
 }
 
 /// Handles one request to its end. Returns when the tunnel is over or the refusal is sent.
-pub async fn handle<E: Exchange>(worker: &Rc<Worker>, peer: &Peer, head: RequestHead, mut exchange: E) {
+pub async fn handle<E: Exchange>(
+    worker: &Rc<Worker>,
+    peer: &Peer,
+    head: RequestHead,
+    mut exchange: E,
+) {
     let began = Instant::now();
     let generation = worker.shared.generation.load_full();
     let metrics = worker.metrics();
@@ -125,13 +137,28 @@ pub async fn handle<E: Exchange>(worker: &Rc<Worker>, peer: &Peer, head: Request
         began,
         setup: Duration::ZERO,
     };
-    let admitted = admit(worker, &generation, peer, &head, &request, &mut exchange, &mut entry).await;
+    let admitted = admit(
+        worker,
+        &generation,
+        peer,
+        &head,
+        &request,
+        &mut exchange,
+        &mut entry,
+    )
+    .await;
     let (dialled, slot) = match admitted {
         Ok(Some(admitted)) => admitted,
         // The client went away: nobody is left to answer.
         Ok(None) => {
             entry.setup = began.elapsed();
-            return entry.write(&generation, 0, None, "client gone before the answer", (0, 0));
+            return entry.write(
+                &generation,
+                0,
+                None,
+                "client gone before the answer",
+                (0, 0),
+            );
         }
         Err(mut refused) => {
             metrics.requests_refused.add(1);
@@ -150,7 +177,12 @@ pub async fn handle<E: Exchange>(worker: &Rc<Worker>, peer: &Peer, head: Request
             };
             let answer = refusal(&refused.reject, Some(&status), &challenges);
             exchange.refuse(answer).await;
-            let Reject { status, error, ref detail, .. } = refused.reject;
+            let Reject {
+                status,
+                error,
+                ref detail,
+                ..
+            } = refused.reject;
             return entry.write(&generation, status, error, detail, (0, 0));
         }
     };
@@ -175,9 +207,19 @@ pub async fn handle<E: Exchange>(worker: &Rc<Worker>, peer: &Peer, head: Request
             HeaderValue::from_static(capsule_protocol::TRUE),
         ));
     }
-    let status = if head.version <= request::Version::H1_1 && request.token.is_some() { 101 } else { 200 };
+    let status = if head.version <= request::Version::H1_1 && request.token.is_some() {
+        101
+    } else {
+        200
+    };
     let Ok((recv, send)) = exchange.accept(answer, request.token.as_deref()).await else {
-        return entry.write(&generation, 0, None, "client gone before the answer", (0, 0));
+        return entry.write(
+            &generation,
+            0,
+            None,
+            "client gone before the answer",
+            (0, 0),
+        );
     };
     drop(head);
     metrics.tunnels_opened.add(1);
@@ -188,7 +230,16 @@ pub async fn handle<E: Exchange>(worker: &Rc<Worker>, peer: &Peer, head: Request
         buffer: generation.limits.buffer_per_tunnel,
     };
     let stop = worker.reached(Phase::Stopping);
-    let outcome = pump::run(request.tunnel(), recv, send, dialled.stream, bounds, metrics, stop).await;
+    let outcome = pump::run(
+        request.tunnel(),
+        recv,
+        send,
+        dialled.stream,
+        bounds,
+        metrics,
+        stop,
+    )
+    .await;
     drop((open, slot));
     metrics.unknown_capsules.add(outcome.unknown_capsules);
     if outcome.ended != Ended::Clean {
@@ -196,7 +247,13 @@ pub async fn handle<E: Exchange>(worker: &Rc<Worker>, peer: &Peer, head: Request
     }
     // The log of the moment, not of the beginning: a tunnel may outlive a log file.
     let now = worker.shared.generation.load();
-    entry.write(&now, status, None, &outcome.ended.to_string(), (outcome.up, outcome.down));
+    entry.write(
+        &now,
+        status,
+        None,
+        &outcome.ended.to_string(),
+        (outcome.up, outcome.down),
+    );
 }
 
 /// Keeps the gauge of open tunnels right, whatever ends the task.
@@ -217,7 +274,7 @@ async fn admit<E: Exchange>(
     request: &Request,
     exchange: &mut E,
     entry: &mut Entry<'_>,
-) -> Result<Option<(dial::Dialled, crate::state::TunnelSlot)>, Refused> {
+) -> Result<Option<(Dialled, crate::state::TunnelSlot)>, Refused> {
     entry.principal = authenticate(generation, peer, head, request).await?;
     let principal = &entry.principal;
     let target = request.target.as_ref().map_err(Clone::clone)?;
@@ -229,26 +286,47 @@ async fn admit<E: Exchange>(
         return Ok(None);
     }
     let name = principal.as_deref();
-    let host = target.host.to_string();
-    generation.ruleset.check_port(target.port).map_err(denied)?;
+    generation
+        .ruleset
+        .before_hook(&target.host, target.port)
+        .map_err(denied)?;
     if let Some(limit) = generation.hook {
-        decide(worker, generation, peer, head, request, target, principal.as_ref(), limit).await?;
+        decide(
+            worker,
+            generation,
+            peer,
+            head,
+            request,
+            target,
+            principal.as_ref(),
+            limit,
+        )
+        .await?;
     }
     let admission = generation
         .ruleset
-        .before_dns(name, request.protocol.name, &host, target.port)
+        .before_dns(name, request.protocol.name, &target.host, target.port)
         .map_err(denied)?;
     if pool::in_use() as u64 >= generation.memory {
         return Err(overload("the relay's memory for tunnels is used up").into());
     }
     let slot = worker
         .shared
-        .admit_tunnel(principal.as_ref(), generation.limits.max_tunnels_per_principal)
+        .admit_tunnel(
+            principal.as_ref(),
+            generation.limits.max_tunnels_per_principal,
+        )
         .ok_or_else(|| overload("too many tunnels are open for this principal"))?;
     let egress = worker.egress(generation);
+    let deadline = tokio::time::Instant::now() + generation.egress.dial_timeout;
     //= connect-tcp §3.2 status-after-attempt
     let dialled = {
-        let dial = std::pin::pin!(dial::dial(&egress, target, &admission));
+        let dial = std::pin::pin!(dial(
+            &egress,
+            target,
+            |address| admission.permits(address),
+            deadline
+        ));
         let gone = std::pin::pin!(exchange.gone());
         match select(dial, gone).await {
             Either::Left((result, _)) => result,
@@ -257,14 +335,10 @@ async fn admit<E: Exchange>(
     };
     match dialled {
         Ok(dialled) => Ok(Some((dialled, slot))),
-        Err(error) => {
-            let status = error.status();
-            Err(Refused {
-                reject: Reject::new(status, title(status), error.detail())
-                    .with_error(error.proxy_error()),
-                rcode: error.rcode().map(Into::into),
-            })
-        }
+        Err(error) => Err(Refused {
+            reject: error.reject(),
+            rcode: error.rcode().map(Into::into),
+        }),
     }
 }
 
@@ -288,9 +362,11 @@ async fn authenticate(
                 Challenge::Origin => 401,
                 Challenge::Proxy => 407,
             };
-            Err(Reject::new(status, title(status), "valid credentials are required")
-                .with_error(ProxyError::HttpRequestDenied)
-                .into())
+            Err(
+                Reject::new(status, title(status), "valid credentials are required")
+                    .with_error(ProxyError::HttpRequestDenied)
+                    .into(),
+            )
         }
         Known::Busy => Err(overload("too many credentials wait to be checked").into()),
     }
@@ -337,10 +413,8 @@ async fn decide(
     }
 }
 
-fn denied(refusal: crate::policy::Refusal) -> Refused {
-    Reject::new(refusal.status(), title(refusal.status()), refusal.detail())
-        .with_error(refusal.proxy_error())
-        .into()
+fn denied(refusal: policy::Refusal) -> Refused {
+    refusal.reject().into()
 }
 
 fn overload(detail: &str) -> Reject {
@@ -366,10 +440,18 @@ fn challenge(kind: Challenge, realm: &str) -> Vec<(HeaderName, HeaderValue)> {
     };
     let quoted: String = realm
         .chars()
-        .flat_map(|c| matches!(c, '"' | '\\').then_some('\\').into_iter().chain([c]))
+        .flat_map(|c| {
+            matches!(c, '"' | '\\')
+                .then_some('\\')
+                .into_iter()
+                .chain([c])
+        })
         .collect();
     vec![
-        (name.clone(), value(&format!("Basic realm=\"{quoted}\", charset=\"UTF-8\""))),
+        (
+            name.clone(),
+            value(&format!("Basic realm=\"{quoted}\", charset=\"UTF-8\"")),
+        ),
         (name, value(&format!("Bearer realm=\"{quoted}\""))),
     ]
 }
@@ -381,11 +463,20 @@ pub fn refusal(
     further: &[(HeaderName, HeaderValue)],
 ) -> Refusal {
     let mut fields = vec![
-        (header::DATE, value(&httpdate::fmt_http_date(std::time::SystemTime::now()))),
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
+        (
+            header::DATE,
+            value(&httpdate::fmt_http_date(std::time::SystemTime::now())),
+        ),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        ),
     ];
     if let Some(status) = status {
-        fields.push((HeaderName::from_static(proxy_status::NAME), value(&status.to_field())));
+        fields.push((
+            HeaderName::from_static(proxy_status::NAME),
+            value(&status.to_field()),
+        ));
     }
     for (name, text) in &reject.fields {
         fields.push((HeaderName::from_static(name), value(text)));

@@ -39,7 +39,7 @@ pub struct Generation {
     /// What is served where.
     pub routes: Routes,
     /// Which targets may be reached.
-    pub ruleset: Ruleset,
+    pub ruleset: Arc<Ruleset>,
     /// Known credentials.
     pub credentials: Arc<Credentials>,
     /// Whether anybody else is refused.
@@ -84,7 +84,7 @@ impl Generation {
         Ok(Self {
             number,
             routes,
-            ruleset: Ruleset::compile(&config.policy),
+            ruleset: Arc::new(Ruleset::compile(&config.policy)),
             credentials: Arc::new(Credentials::new(&config.auth)),
             auth_required: config.auth.required,
             realm: config.auth.realm.clone(),
@@ -106,7 +106,8 @@ fn routes(config: &Config, faults: &mut Vec<String>) -> Routes {
     };
     for templated in &config.protocols.templated {
         let place = format!("protocols.{}", templated.protocol);
-        let Some(protocol) = protocols::by_name(&templated.protocol).filter(|row| row.templated) else {
+        let Some(protocol) = protocols::by_name(&templated.protocol).filter(|row| row.templated)
+        else {
             faults.push(format!("{place}: no such templated protocol"));
             continue;
         };
@@ -214,7 +215,10 @@ impl Shared {
         most: usize,
     ) -> Option<TunnelSlot> {
         if let Some(principal) = principal {
-            let mut counts = self.principals.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut counts = self
+                .principals
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             let count = counts.entry(principal.clone()).or_default();
             if *count >= most {
                 return None;

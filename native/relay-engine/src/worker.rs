@@ -153,7 +153,9 @@ fn serve_listener(
             .map_err(|error| format!("{place}: {error}"))?;
         spawn_local(accept(worker.clone(), socket, listener.index, http));
     }
-    let Some(socket) = listener.udp else { return Ok(None) };
+    let Some(socket) = listener.udp else {
+        return Ok(None);
+    };
     let generation = worker.shared.generation.load_full();
     let Some(tls) = &generation.tls[listener.index] else {
         return Err(format!("{place}: h3 needs a certificate and a private key"));
@@ -225,7 +227,9 @@ async fn connection(
     let limit = generation.limits.header_timeout;
     let Some(tls) = &generation.tls[index] else {
         let reading = speaks_h2(&mut wire, http);
-        let Ok(Some((is_h2, read))) = timeout(limit, reading).await else { return };
+        let Ok(Some((is_h2, read))) = timeout(limit, reading).await else {
+            return;
+        };
         return if is_h2 {
             h2::serve(worker, peer, Prefixed::new(read, wire)).await;
         } else {
@@ -233,7 +237,9 @@ async fn connection(
         };
     };
     let acceptor = TlsAcceptor::from(tls.tcp.clone());
-    let Ok(Ok(stream)) = timeout(limit, acceptor.accept(wire)).await else { return };
+    let Ok(Ok(stream)) = timeout(limit, acceptor.accept(wire)).await else {
+        return;
+    };
     let (_, session) = stream.get_ref();
     peer.principal = session
         .peer_certificates()

@@ -36,7 +36,9 @@ impl Loan {
     /// Borrows an empty pipe of about `limit` bytes. Fails when descriptors are used up.
     pub(super) fn take(limit: usize) -> io::Result<Self> {
         let pooled = FREE.with_borrow_mut(|free| {
-            let fitting = free.iter().rposition(|pipe| pipe.size <= limit.max(DEFAULT_SIZE))?;
+            let fitting = free
+                .iter()
+                .rposition(|pipe| pipe.size <= limit.max(DEFAULT_SIZE))?;
             Some(free.swap_remove(fitting))
         });
         let pipe = match pooled {
@@ -63,7 +65,9 @@ impl Loan {
 
     /// Moves up to `most` bytes from a socket into the pipe; 0 is the socket's end.
     pub(super) fn fill(&mut self, from: impl AsFd, most: usize) -> io::Result<usize> {
-        let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        let Some(pipe) = &self.pipe else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let moved = splice(from, None, &pipe.write, None, most.min(self.size), flags)?;
         self.held += moved;
@@ -72,7 +76,9 @@ impl Loan {
 
     /// Moves bytes from the pipe to a socket.
     pub(super) fn drain(&mut self, to: impl AsFd) -> io::Result<usize> {
-        let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        let Some(pipe) = &self.pipe else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let moved = splice(&pipe.read, None, to, None, self.held, flags)?;
         self.held -= moved;

@@ -40,6 +40,8 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                 Some(0) => break,
                 Some(moved) => {
                     tunnel.machine.borrow_mut().advance(moved);
+                    // The end of the payload may also be the end of the direction.
+                    take(tunnel, Bytes::new(), &mut payload).await?;
                     long = true;
                     continue;
                 }
@@ -73,7 +75,9 @@ async fn splice_up(
     most: u64,
 ) -> Result<Option<u64>, Ended> {
     let target = tunnel.tcp();
-    let most = usize::try_from(most).unwrap_or(usize::MAX).min(tunnel.pipe_limit);
+    let most = usize::try_from(most)
+        .unwrap_or(usize::MAX)
+        .min(tunnel.pipe_limit);
     let Some((mut pipe, moved)) = fill(client, most, tunnel.pipe_limit)
         .await
         .map_err(|_| Ended::ClientGone)?
@@ -81,14 +85,20 @@ async fn splice_up(
         return Ok(None);
     };
     while pipe.held() > 0 {
-        let drained = drain(&mut pipe, target).await.map_err(|_| Ended::TargetGone)?;
+        let drained = drain(&mut pipe, target)
+            .await
+            .map_err(|_| Ended::TargetGone)?;
         tunnel.moved_up(drained);
     }
     Ok(Some(moved as u64))
 }
 
 /// Waits until `from` is readable and moves what there is into a pipe.
-async fn fill(from: &TcpStream, most: usize, pipe_limit: usize) -> io::Result<Option<(Loan, usize)>> {
+async fn fill(
+    from: &TcpStream,
+    most: usize,
+    pipe_limit: usize,
+) -> io::Result<Option<(Loan, usize)>> {
     loop {
         from.readable().await?;
         let Ok(mut pipe) = Loan::take(pipe_limit) else {
@@ -139,7 +149,9 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                     .outbound_header(length, &mut header);
                 send_header(client, &header[..size]).await?;
                 while pipe.held() > 0 {
-                    let moved = drain(&mut pipe, client).await.map_err(|_| Ended::ClientGone)?;
+                    let moved = drain(&mut pipe, client)
+                        .await
+                        .map_err(|_| Ended::ClientGone)?;
                     tunnel.moved_down(moved);
                 }
             }

@@ -43,7 +43,9 @@ pub(super) async fn take(
             Step::Skip(bytes) => chunk.advance(bytes),
             Step::Payload(_) if chunk.is_empty() => return Ok(()),
             Step::Payload(bytes) => {
-                let length = usize::try_from(bytes).unwrap_or(usize::MAX).min(chunk.len());
+                let length = usize::try_from(bytes)
+                    .unwrap_or(usize::MAX)
+                    .min(chunk.len());
                 payload.push(chunk.split_to(length));
                 tunnel.machine.borrow_mut().advance(length as u64);
             }
@@ -138,7 +140,9 @@ async fn send_all<S: SendHalf>(
     while at < end {
         let length = send.ready(end - at).await?.min(end - at);
         let mut piece = Buffer::take();
-        piece.payload_mut(length).copy_from_slice(&buffer.as_ref()[at..at + length]);
+        piece
+            .payload_mut(length)
+            .copy_from_slice(&buffer.as_ref()[at..at + length]);
         send.send(piece, HEADROOM, HEADROOM + length).await?;
         at += length;
     }

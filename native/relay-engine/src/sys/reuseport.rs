@@ -33,11 +33,36 @@ pub fn steer_by_connection_id(socket: &impl AsRawFd) -> io::Result<()> {
     const RETURN_CONSTANT: u16 = 0x06;
     const RETURN_ACCUMULATOR: u16 = 0x16;
     let instructions = [
-        Instruction { code: LOAD_BYTE_ABSOLUTE, jump_true: 0, jump_false: 0, value: 0 },
-        Instruction { code: JUMP_IF_BITS, jump_true: 0, jump_false: 1, value: 0x80 },
-        Instruction { code: RETURN_CONSTANT, jump_true: 0, jump_false: 0, value: u32::MAX },
-        Instruction { code: LOAD_BYTE_ABSOLUTE, jump_true: 0, jump_false: 0, value: 1 },
-        Instruction { code: RETURN_ACCUMULATOR, jump_true: 0, jump_false: 0, value: 0 },
+        Instruction {
+            code: LOAD_BYTE_ABSOLUTE,
+            jump_true: 0,
+            jump_false: 0,
+            value: 0,
+        },
+        Instruction {
+            code: JUMP_IF_BITS,
+            jump_true: 0,
+            jump_false: 1,
+            value: 0x80,
+        },
+        Instruction {
+            code: RETURN_CONSTANT,
+            jump_true: 0,
+            jump_false: 0,
+            value: u32::MAX,
+        },
+        Instruction {
+            code: LOAD_BYTE_ABSOLUTE,
+            jump_true: 0,
+            jump_false: 0,
+            value: 1,
+        },
+        Instruction {
+            code: RETURN_ACCUMULATOR,
+            jump_true: 0,
+            jump_false: 0,
+            value: 0,
+        },
     ];
     let program = Program {
         length: instructions.len() as u16,
@@ -57,5 +82,9 @@ pub fn steer_by_connection_id(socket: &impl AsRawFd) -> io::Result<()> {
             size_of::<Program>() as u32,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -15,7 +15,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::pool::{Backlog, Buffer};
 use crate::session;
 use crate::state::Phase;
-use crate::transport::{Exchange, Fault, Gone, Lost, Peer, RecvHalf, Refusal, RequestHead, SendHalf};
+use crate::transport::{
+    Exchange, Fault, Gone, Lost, Peer, RecvHalf, Refusal, RequestHead, SendHalf,
+};
 use crate::worker::Worker;
 
 /// What a client may send on one stream before the target takes it.
@@ -63,7 +65,7 @@ where
         return;
     };
     let peer = Rc::new(peer);
-    let (mut draining, mut stopping) = (false, false);
+    let mut draining = false;
     let mut first_request_by = Some(Instant::now() + limit);
     let mut idle_since = Instant::now();
     loop {
@@ -76,8 +78,7 @@ where
                 continue;
             }
             // Tunnels reset their streams now; what remains to be written gets a moment.
-            () = worker.reached(Phase::Stopping), if !stopping => {
-                stopping = true;
+            () = worker.reached(Phase::Stopping) => {
                 let _ = timeout(FLUSH, poll_fn(|cx| connection.poll_closed(cx))).await;
                 return;
             }
@@ -94,7 +95,9 @@ where
             // A client that does not let the connection end is cut off.
             () = sleep(IDLE), if draining && !connection.has_streams() => return,
         };
-        let Some(Ok((request, respond))) = accepted else { return };
+        let Some(Ok((request, respond))) = accepted else {
+            return;
+        };
         first_request_by = None;
         let (worker, peer) = (worker.clone(), peer.clone());
         tokio::task::spawn_local(async move {
@@ -104,15 +107,24 @@ where
     }
 }
 
-fn exchange(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> (RequestHead, H2Exchange) {
+fn exchange(
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) -> (RequestHead, H2Exchange) {
     let (parts, body) = request.into_parts();
     let protocol = parts.extensions.get::<h2::ext::Protocol>();
     let head = RequestHead {
         version: capsule_core::request::Version::H2,
         method: parts.method.as_str().to_owned(),
         scheme: parts.uri.scheme_str().map(str::to_owned),
-        authority: parts.uri.authority().map(|authority| authority.as_str().to_owned()),
-        path: parts.uri.path_and_query().map(|path| path.as_str().to_owned()),
+        authority: parts
+            .uri
+            .authority()
+            .map(|authority| authority.as_str().to_owned()),
+        path: parts
+            .uri
+            .path_and_query()
+            .map(|path| path.as_str().to_owned()),
         protocol: protocol.map(|protocol| protocol.as_str().to_owned()),
         fields: parts.headers,
     };
@@ -126,7 +138,8 @@ struct H2Exchange {
 
 fn response(status: u16, fields: Vec<(HeaderName, HeaderValue)>) -> Response<()> {
     let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in fields {
         // Connection-specific fields have no place here.
         if name != http::header::UPGRADE && name != http::header::CONNECTION {
@@ -141,14 +154,17 @@ impl Exchange for H2Exchange {
     type Send = H2Send;
 
     async fn proceed(&mut self) -> Result<(), Gone> {
-        self.respond.send_informational(response(100, Vec::new())).map_err(|_| Gone)
+        self.respond
+            .send_informational(response(100, Vec::new()))
+            .map_err(|_| Gone)
     }
 
     async fn refuse(mut self, refusal: Refusal) {
         let mut answer = response(refusal.status, refusal.fields);
-        answer
-            .headers_mut()
-            .insert(http::header::CONTENT_LENGTH, HeaderValue::from(refusal.body.len()));
+        answer.headers_mut().insert(
+            http::header::CONTENT_LENGTH,
+            HeaderValue::from(refusal.body.len()),
+        );
         if let Ok(mut stream) = self.respond.send_response(answer, false) {
             let _ = stream.send_data(refusal.body, true);
         }
@@ -199,7 +215,9 @@ impl RecvHalf for H2Recv {
                         }
                     }
                     Poll::Ready(None) if chunks.is_empty() => return Poll::Ready(Ok(false)),
-                    Poll::Ready(Some(Err(_))) if chunks.is_empty() => return Poll::Ready(Err(Lost::Gone)),
+                    Poll::Ready(Some(Err(_))) if chunks.is_empty() => {
+                        return Poll::Ready(Err(Lost::Gone));
+                    }
                     Poll::Pending if chunks.is_empty() => return Poll::Pending,
                     // Reported again by the next call.
                     Poll::Ready(None | Some(Err(_))) | Poll::Pending => break,

@@ -133,7 +133,12 @@ pub trait SendHalf {
     fn ready(&mut self, want: usize) -> impl Future<Output = Result<usize, Gone>>;
 
     /// Sends `buffer[start..end]`; bytes before `start` are free for the transport's own header. At most what `ready` gave.
-    fn send(&mut self, buffer: Buffer, start: usize, end: usize) -> impl Future<Output = Result<(), Gone>>;
+    fn send(
+        &mut self,
+        buffer: Buffer,
+        start: usize,
+        end: usize,
+    ) -> impl Future<Output = Result<(), Gone>>;
 
     /// Ends the data stream cleanly, after everything sent.
     fn finish(&mut self) -> impl Future<Output = Result<(), Gone>>;

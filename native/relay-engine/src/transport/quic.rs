@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig,
+    TransportConfig, VarInt,
 };
 use rustls::crypto::SecureRandom;
 
@@ -20,7 +21,7 @@ const CONNECTION_ID: usize = 8;
 /// What a client may send on one stream before the target takes it.
 pub const STREAM_WINDOW: u32 = 512 << 10;
 /// Request streams a client may have open.
-const STREAMS: u32 = 128;
+pub const STREAMS: u32 = 128;
 /// The most that [`STREAMS`] rises to while a client uses them.
 pub const STREAMS_MOST: u32 = 4096;
 /// Unacknowledged bytes towards one client: enough for 1 Gbit/s at 40 ms, short enough to stay in the cache.
@@ -88,7 +89,11 @@ pub fn server_config(tls: &ListenerTls) -> ServerConfig {
 }
 
 /// Makes the endpoint of `worker` on its socket; must run inside the worker's runtime.
-pub fn endpoint(socket: UdpSocket, worker: usize, server: ServerConfig) -> io::Result<quinn::Endpoint> {
+pub fn endpoint(
+    socket: UdpSocket,
+    worker: usize,
+    server: ServerConfig,
+) -> io::Result<quinn::Endpoint> {
     let mut config = EndpointConfig::default();
     let worker = worker as u8;
     config.cid_generator(move || Box::new(WorkerConnectionIds { worker }));

@@ -12,12 +12,18 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use crate::config::{Http, Listener};
 
 /// TLS of one listener, made anew at each reload.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ListenerTls {
     /// For TCP: ALPN `h2` and `http/1.1` as the listener offers them.
     pub tcp: Arc<rustls::ServerConfig>,
     /// For QUIC: ALPN `h3`, TLS 1.3 only.
     pub quic: Arc<quinn::crypto::rustls::QuicServerConfig>,
+}
+
+impl std::fmt::Debug for ListenerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ListenerTls").finish_non_exhaustive()
+    }
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -73,8 +79,7 @@ fn server_config(
                     .add(root)
                     .map_err(|error| format!("{}: not a usable root: {error}", path.display()))?;
             }
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
             let verifier = if client_auth_required {
                 verifier
             } else {
@@ -195,10 +200,22 @@ mod tests {
         let other = write(&directory, "two.key", &two.private_key);
         let empty = write(&directory, "empty.pem", "");
         assert_eq!(check(&certificate, &key, None), Ok(()));
-        assert!(check(&certificate, &other, None).unwrap_err().contains("two.key does not belong"));
+        assert!(
+            check(&certificate, &other, None)
+                .unwrap_err()
+                .contains("two.key does not belong")
+        );
         assert!(check(&empty, &key, None).unwrap_err().contains("empty.pem"));
-        assert!(check(&certificate, &empty, None).unwrap_err().contains("empty.pem"));
-        assert!(check(&directory.join("none"), &key, None).unwrap_err().contains("none"));
+        assert!(
+            check(&certificate, &empty, None)
+                .unwrap_err()
+                .contains("empty.pem")
+        );
+        assert!(
+            check(&directory.join("none"), &key, None)
+                .unwrap_err()
+                .contains("none")
+        );
         fs::remove_dir_all(&directory).unwrap();
     }
 }

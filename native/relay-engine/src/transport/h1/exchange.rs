@@ -35,7 +35,11 @@ pub async fn serve<I: Io>(worker: &Rc<Worker>, peer: &Peer, connection: Connecti
             Ok(parsed) => (parsed, Rc::new(RefCell::new(None))),
             Err(error) => return answer_bad_head(connection, error).await,
         };
-        let Parsed { head, has_body, close } = parsed;
+        let Parsed {
+            head,
+            has_body,
+            close,
+        } = parsed;
         let exchange = H1Exchange {
             connection,
             reusable: !has_body && !close && worker.phase() == Phase::Running,
@@ -55,8 +59,11 @@ async fn answer_bad_head<I: Io>(mut connection: Connection<I>, error: HeadError)
     // A client that never began a request gets no answer, only the end.
     let silent = error == HeadError::TooSlow && connection.buffer.is_empty();
     if let Some(status) = error.status().filter(|_| !silent) {
-        let title = StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason());
-        let reject = Reject::new(status, title.unwrap_or("Bad Request"), error.to_string()).with_close();
+        let title = StatusCode::from_u16(status)
+            .ok()
+            .and_then(|s| s.canonical_reason());
+        let reject =
+            Reject::new(status, title.unwrap_or("Bad Request"), error.to_string()).with_close();
         let answer = render(&session::refusal(&reject, None, &[]), true, false);
         if connection.io.write_all(&answer).await.is_err() {
             return;
@@ -77,7 +84,11 @@ fn render(refusal: &Refusal, close: bool, head_only: bool) -> Vec<u8> {
     let mut head = status_line(refusal.status);
     write_fields(&mut head, &refusal.fields);
     let mut connection = Vec::new();
-    if refusal.fields.iter().any(|(name, _)| *name == http::header::UPGRADE) {
+    if refusal
+        .fields
+        .iter()
+        .any(|(name, _)| *name == http::header::UPGRADE)
+    {
         connection.push("Upgrade");
     }
     if close {
@@ -104,7 +115,11 @@ fn status_line(status: u16) -> String {
 
 fn write_fields(head: &mut String, fields: &[(HeaderName, HeaderValue)]) {
     for (name, value) in fields {
-        let _ = write!(head, "{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes()));
+        let _ = write!(
+            head,
+            "{name}: {}\r\n",
+            String::from_utf8_lossy(value.as_bytes())
+        );
     }
 }
 
@@ -124,7 +139,9 @@ impl<I: Io> Exchange for H1Exchange<I> {
 
     async fn proceed(&mut self) -> Result<(), Gone> {
         let io = &mut self.connection.io;
-        io.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Gone)?;
+        io.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+            .await
+            .map_err(|_| Gone)?;
         io.flush().await.map_err(|_| Gone)
     }
 

@@ -94,7 +94,9 @@ pub async fn read<I: AsyncRead + Unpin>(
             }
         }
     };
-    timeout(limit, reading).await.unwrap_or(Err(HeadError::TooSlow))
+    timeout(limit, reading)
+        .await
+        .unwrap_or(Err(HeadError::TooSlow))
 }
 
 /// Finds the end of the head; `from` was looked at before.
@@ -184,7 +186,9 @@ fn body(fields: &HeaderMap, version: Version) -> Result<bool, HeadError> {
             .flatten()
             .ok_or(HeadError::Malformed("Content-Length is not a number"))?;
         if length.is_some_and(|known| known != value) {
-            return Err(HeadError::Malformed("Content-Length is given twice and differs"));
+            return Err(HeadError::Malformed(
+                "Content-Length is given twice and differs",
+            ));
         }
         length = Some(value);
     }
