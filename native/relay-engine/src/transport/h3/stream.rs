@@ -61,7 +61,8 @@ impl Verdict {
 }
 
 //= rfc9114 §4.4 connect-error
-//= rfc9297 §3.3 malformed-h3
+//= connect-tcp §3.4 abrupt-close-h3
+//= rfc9297 §3.3 malformed-capsule
 fn code_of(fault: Fault) -> Code {
     match fault {
         Fault::Target => Code::CONNECT_ERROR,
