@@ -59,7 +59,7 @@ struct Progress {
     v4: Option<Unresolved>,
     v6: Option<Unresolved>,
     refusal: Option<Refusal>,
-    worst: Option<DialError>,
+    failure: Option<DialError>,
 }
 
 /// Connects to a target.
@@ -81,7 +81,7 @@ pub async fn dial(
         v4: None,
         v6: None,
         refusal: None,
-        worst: None,
+        failure: None,
     };
     match &target.host {
         Host::Ip(address) => {
@@ -128,7 +128,7 @@ pub async fn dial(
                 }
                 Event::Attempted(address, Err(error)) => {
                     progress.race.failed(address);
-                    progress.worst = progress.worst.max(Some(error));
+                    progress.failure = progress.failure.max(Some(error));
                 }
                 Event::Resolved(family, answer) => progress.resolved(family, answer, &permit),
             },
@@ -171,7 +171,7 @@ impl Progress {
 
     /// Every attempt has failed, or there was none to make.
     fn into_error(self) -> DialError {
-        if let Some(error) = self.worst {
+        if let Some(error) = self.failure {
             return error;
         }
         if let Some(refusal) = self.refusal {
@@ -189,6 +189,10 @@ impl Progress {
         } else {
             DialError::DnsTimeout
         };
-        self.worst.map_or(now.clone(), |worst| worst.max(now))
+        self.failure.map_or(now.clone(), |failure| failure.max(now))
     }
 }
+
+#[cfg(test)]
+#[path = "dial_tests.rs"]
+mod tests;
