@@ -1,5 +1,6 @@
 //! The data plane.
 
+pub mod auth;
 pub mod config;
 pub mod egress;
 pub mod policy;

@@ -348,7 +348,8 @@ async fn one_family_is_enough_when_the_other_stays_unanswered() {
 #[tokio::test]
 //= rfc9209 §2.3.2 dns-error-rcode
 async fn failures_of_resolution_carry_the_response_code() {
-    let table: [(fn() -> Answer, &str); 4] = [
+    type Case = (fn() -> Answer, &'static str);
+    let table: [Case; 4] = [
         (|| Answer::Code(ResponseCode::NXDomain), "NXDOMAIN"),
         (|| Answer::Code(ResponseCode::ServFail), "SERVFAIL"),
         (|| Answer::Code(ResponseCode::Refused), "REFUSED"),
