@@ -150,8 +150,9 @@ $(TEST_VENV)/.lint: requirements/lint.txt $(TEST_VENV)/.dependencies
 	$(TEST_VENV)/bin/python -m pip install --quiet --require-hashes -r $<
 	@touch $@
 
-$(VENV)/.bench: requirements/bench.txt $(VENV)/.dependencies
+$(VENV)/.bench: requirements/bench.txt benches/baselines/compiled.pyx $(VENV)/.dependencies
 	$(VENV)/bin/python -m pip install --quiet --require-hashes -r $<
+	$(VENV)/bin/python benches/baselines/build.py
 	@touch $@
 
 # `.venv` holds one build at a time: each kind takes the other's stamp away.

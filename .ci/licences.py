@@ -1,4 +1,4 @@
-"""Every crate that is linked and every Python package that is required must be under a licence that both of ours allow."""
+"""Every crate that is linked and every Python package that is required must be under a licence on the list below."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def allowed(expression: str) -> bool:
 
 def crates() -> dict[str, str]:
     """Name and version → licence expression, for all that the lock file can link on this kind of machine."""
-    command = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]
+    platform = ["--filter-platform", "x86_64-unknown-linux-gnu"]
+    command = ["cargo", "metadata", "--locked", "--format-version", "1", *platform]
     metadata = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
     linked = {node["id"] for node in metadata["resolve"]["nodes"]}
     return {f"{p['name']} {p['version']}": p.get("license") or "" for p in metadata["packages"] if p["id"] in linked}
@@ -88,10 +89,9 @@ def packages() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # pinned for another platform
         classifiers = metadata.get_all("Classifier") or []
-        expression = metadata.get("License-Expression") or " OR ".join(
-            CLASSIFIERS[classifier] for classifier in classifiers if classifier in CLASSIFIERS
-        )
-        found[f"{name} {version}"] = expression or metadata.get("License") or ""
+        stated = metadata.get_all("License-Expression") or metadata.get_all("License") or [""]
+        known = " OR ".join(CLASSIFIERS[classifier] for classifier in classifiers if classifier in CLASSIFIERS)
+        found[f"{name} {version}"] = known or stated[0]
     return found
 
 

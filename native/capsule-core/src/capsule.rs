@@ -70,6 +70,7 @@ pub enum Event {
     },
 }
 
+//= rfc9297 §3.2 capsule-format
 /// An incremental capsule decoder: takes any split, keeps at most [`MAX_HEADER`] − 1 bytes of a header, no values.
 #[derive(Debug, Clone, Default)]
 pub struct Decoder {
@@ -155,5 +156,159 @@ impl Decoder {
     #[must_use]
     pub const fn at_boundary(&self) -> bool {
         self.held == 0 && self.remaining == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::fuzzing::{self, Capsules};
+    use proptest::prelude::*;
+
+    /// A varint in any of its forms that can hold it.
+    fn varint_in_form(value: u64, form: u32) -> Vec<u8> {
+        let shortest = varint::len(value);
+        let length = (1usize << form).max(shortest);
+        let mut bytes = value.to_be_bytes()[8 - length..].to_vec();
+        bytes[0] |= match length {
+            1 => 0,
+            2 => 0x40,
+            4 => 0x80,
+            _ => 0xc0,
+        };
+        bytes
+    }
+
+    prop_compose! {
+        fn arbitrary_capsule()(
+            kind in prop_oneof![
+                Just(types::DATAGRAM),
+                Just(types::DATA_12),
+                Just(0x17),
+                0..=varint::MAX,
+            ],
+            value in prop::collection::vec(any::<u8>(), 0..80),
+            forms in (0u32..4, 0u32..4),
+        ) -> (u64, Vec<u8>, Vec<u8>) {
+            let mut bytes = varint_in_form(kind, forms.0);
+            bytes.extend(varint_in_form(value.len() as u64, forms.1));
+            bytes.extend(&value);
+            (kind, value, bytes)
+        }
+    }
+
+    proptest! {
+        //= rfc9297 §3.2 capsule-format
+        #[test]
+        fn any_split_gives_the_same_capsules(
+            given in prop::collection::vec(arbitrary_capsule(), 0..5),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut stream = Vec::new();
+            let mut expected = Capsules::new();
+            for (kind, value, bytes) in given {
+                stream.extend(bytes);
+                expected.push((kind, value.len() as u64, value));
+            }
+            prop_assert_eq!(
+                fuzzing::capsules(core::iter::once(&stream[..])),
+                (expected.clone(), true)
+            );
+            for split in 0..=stream.len() {
+                let (left, right) = stream.split_at(split);
+                prop_assert_eq!(
+                    fuzzing::capsules([left, right].into_iter()),
+                    (expected.clone(), true)
+                );
+            }
+            prop_assert_eq!(fuzzing::capsules(stream.chunks(1)), (expected.clone(), true));
+            if !stream.is_empty() {
+                let cut = cut.index(stream.len());
+                let (some, _) = fuzzing::capsules(core::iter::once(&stream[..cut]));
+                prop_assert!(some.len() <= expected.len());
+            }
+        }
+
+        #[test]
+        fn header_round_trip(kind in 0..=varint::MAX, length in 0..=varint::MAX) {
+            let mut out = [0; MAX_HEADER];
+            let used = encode_header(kind, length, &mut out);
+            prop_assert_eq!(decode_header(&out[..used]), Some((kind, length, used)));
+            prop_assert_eq!(decode_header(&out[..used - 1]), None);
+        }
+    }
+
+    #[test]
+    fn wire_bytes_of_the_types() {
+        let mut out = [0; MAX_HEADER];
+        for (kind, bytes) in [
+            (types::DATAGRAM, &[0x00][..]),
+            (types::DATA_08, &[0xa0, 0x28, 0xd7, 0xf0]),
+            (types::FINAL_DATA_08, &[0xa0, 0x28, 0xd7, 0xf1]),
+            (types::DATA_12, &[0xa0, 0x28, 0xd7, 0xf2]),
+            (types::FINAL_DATA_12, &[0xa0, 0x28, 0xd7, 0xf3]),
+            (types::WRAP_UP, &[0xa7, 0x2d, 0xda, 0x5e]),
+            (0x17, &[0x17]),
+            (0x40, &[0x40, 0x40]),
+        ] {
+            let used = encode_header(kind, 0, &mut out);
+            assert_eq!(&out[..used - 1], bytes);
+            assert_eq!(out[used - 1], 0);
+        }
+    }
+
+    #[test]
+    fn grease_types() {
+        for n in 0..1000 {
+            assert!(types::is_grease(0x29 * n + 0x17));
+            assert!(!types::is_grease(0x29 * n + 0x18));
+        }
+        assert!(!types::is_grease(0));
+        for kind in [types::DATA_08, types::DATA_12, types::WRAP_UP] {
+            assert!(!types::is_grease(kind));
+        }
+    }
+
+    #[test]
+    fn a_huge_value_streams_through() {
+        let mut decoder = Decoder::new();
+        let mut header = [0; MAX_HEADER];
+        let used = encode_header(types::DATA_12, varint::MAX, &mut header);
+        assert_eq!(
+            decoder.decode(&header[..used]),
+            Event::Header {
+                kind: types::DATA_12,
+                length: varint::MAX,
+                consumed: used
+            }
+        );
+        let chunk = vec![0; 1 << 16];
+        let mut left = varint::MAX;
+        for _ in 0..100 {
+            assert_eq!(decoder.decode(&chunk), Event::Value { remaining: left });
+            decoder.advance(1 << 16);
+            left -= 1 << 16;
+        }
+        assert_eq!(decoder.remaining(), left);
+        decoder.advance(left);
+        assert!(decoder.at_boundary());
+    }
+
+    #[test]
+    fn the_longest_header_byte_by_byte() {
+        let mut stream = varint_in_form(5, 3);
+        stream.extend(varint_in_form(1, 3));
+        stream.push(9);
+        assert_eq!(stream.len(), MAX_HEADER + 1);
+        assert_eq!(
+            fuzzing::capsules(stream.chunks(1)),
+            (vec![(5, 1, vec![9])], true)
+        );
+        for cut in 1..stream.len() {
+            assert!(!fuzzing::capsules(core::iter::once(&stream[..cut])).1);
+        }
     }
 }

@@ -14,7 +14,7 @@ pub const TRUE: &str = "?1";
 
 /// Whether the field says that the data stream carries capsules: exactly one line, a Boolean Item, true.
 /// Parameters are ignored; every other type, and a repeated line, counts as absent.
-//= rfc9297 §3.4 capsule-protocol-other-type
+//= rfc9297 §3.4 field-is-boolean
 #[must_use]
 pub fn is_true(fields: &dyn Fields) -> bool {
     let mut lines = Vec::new();

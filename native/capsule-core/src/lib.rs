@@ -4,10 +4,14 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod capsule;
 pub mod capsule_protocol;
 pub mod fields;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod protocols;
 pub mod proxy_status;
 pub mod reject;
@@ -15,4 +19,5 @@ pub mod request;
 pub mod target;
 pub mod template;
 pub mod tunnel;
+pub mod uri_template;
 pub mod varint;

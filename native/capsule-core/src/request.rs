@@ -1,13 +1,17 @@
 //! From a request head to a tunnel request or the answer that refuses it.
 
+mod h1;
+mod multiplexed;
+mod refuse;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::fields::Fields;
-use crate::protocols::{Profile, Protocol};
+use crate::fields::{self, Fields};
+use crate::protocols::{self, Profile, Protocol};
 use crate::reject::Reject;
-use crate::target::Target;
-use crate::template::Template;
+use crate::target::{Target, TargetError};
+use crate::template::{Captures, Template};
 use crate::tunnel::AnyStreamTunnel;
 
 /// The HTTP version a request came in.
@@ -103,10 +107,103 @@ impl Request {
 /// # Errors
 /// The answer, when the request is for no tunnel that is served here. A fault of the target alone is inside `Ok`.
 pub fn parse(routes: &Routes, head: &Head<'_>) -> Result<Request, Reject> {
-    let _ = (routes, head);
-    Err(Reject::new(
-        404,
-        "Not Found",
-        "there is no such resource here",
-    ))
+    match head.version {
+        Version::H1_0 | Version::H1_1 => h1::parse(routes, head),
+        Version::H2 | Version::H3 => multiplexed::parse(routes, head),
+    }
 }
+
+impl Routes {
+    /// The routes that a path belongs to, with its values.
+    fn at<'r>(&'r self, path: &str) -> Vec<(&'r Route, Captures)> {
+        let matched = |route: &'r Route| Some((route, route.template.matches(path)?));
+        self.templated.iter().filter_map(matched).collect()
+    }
+
+    /// Whether a token is served at any path.
+    fn serves(&self, token: &str) -> bool {
+        let tokens = self.templated.iter().flat_map(|route| &route.profiles);
+        tokens.into_iter().any(|profile| profile.token == token)
+    }
+}
+
+/// A request for a templated protocol; a fault of its target is for later.
+fn templated(route: &Route, profile: &Profile, captures: &Captures, head: &Head<'_>) -> Request {
+    Request {
+        protocol: route.protocol,
+        token: Some(profile.token.clone().into_owned()),
+        profile: Some(profile.clone()),
+        target: captures.target().map_err(refuse::target),
+        expect_continue: expects_continue(head),
+        //= connect-tcp §3.3.2 challenge-401
+        auth_kind: Challenge::Origin,
+        close_on_reject: false,
+    }
+}
+
+/// A request for classic CONNECT.
+fn classic(target: Result<Target, TargetError>, head: &Head<'_>) -> Request {
+    Request {
+        protocol: protocols::classic(),
+        token: None,
+        profile: None,
+        target: target.map_err(refuse::target),
+        expect_continue: expects_continue(head),
+        auth_kind: Challenge::Proxy,
+        close_on_reject: false,
+    }
+}
+
+//= rfc9110 §10.1.1 expect-continue
+fn expects_continue(head: &Head<'_>) -> bool {
+    head.version != Version::H1_0
+        && fields::list(head.fields, "expect")
+            .iter()
+            .any(|expectation| expectation.eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Whether the server knows the method at all; others are answered with 501.
+//= rfc9110 §9.1 unknown-method
+fn is_known_method(method: &str) -> bool {
+    matches!(
+        method,
+        "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "CONNECT" | "OPTIONS" | "TRACE" | "PATCH"
+    )
+}
+
+/// Whether a text may stand as path and query: visible ASCII, no fragment.
+fn is_path(path: &str) -> bool {
+    path.starts_with('/')
+        && path
+            .bytes()
+            .all(|byte| matches!(byte, 0x21..=0x7e) && byte != b'#')
+}
+
+/// Whether a text may stand as the authority of an http(s) URI: host and optional port, no userinfo.
+//= rfc9113 §8.3.1 authority-and-host
+//= rfc9114 §4.3.1 authority-and-host
+fn is_authority(authority: &str) -> bool {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port),
+        _ => (authority, ""),
+    };
+    let literal = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let sound = match literal {
+        Some(address) => {
+            !address.is_empty()
+                && address
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b":.-_~".contains(&byte))
+        }
+        None => {
+            !host.is_empty()
+                && host
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte))
+        }
+    };
+    sound && port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests;

@@ -44,6 +44,10 @@ pub enum Malformed {
     /// DATA or FINAL_DATA followed a FINAL_DATA.
     #[error("data followed the capsule that ended the data")]
     DataAfterFinal,
+    /// An HTTP datagram came in a capsule, and the protocol has no use for datagrams. On HTTP/3 the stream error is
+    /// H3_DATAGRAM_ERROR instead of H3_MESSAGE_ERROR.
+    #[error("an HTTP datagram came on a tunnel that carries none")]
+    UnexpectedDatagram,
 }
 
 /// How to tell the peer that the other side sent FIN.

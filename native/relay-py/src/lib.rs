@@ -1,1 +1,48 @@
-//! Bindings.
+//! `relay._native`: conversions between Python and the engine, and the decision bridge. Nothing else.
+
+use pyo3::prelude::*;
+
+mod bridge;
+mod buffer;
+mod codec;
+mod engine;
+mod secrets;
+mod table;
+mod toml;
+mod tunnel;
+
+/// The native side of the package `relay`.
+#[pymodule(gil_used = false)]
+mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::bridge::Bridge;
+    #[pymodule_export]
+    use crate::codec::{
+        Capsule, CapsuleDecoder, CapsuleHeader, CapsuleValue, decode_varint, encode_capsule,
+        encode_capsule_header, encode_varint,
+    };
+    #[pymodule_export]
+    use crate::engine::{Engine, check_tls, throwaway_certificate};
+    #[pymodule_export]
+    use crate::secrets::{hash_password, hash_token};
+    #[pymodule_export]
+    use crate::table::{check_template, protocols};
+    #[pymodule_export]
+    use crate::toml::toml_lines;
+    #[pymodule_export]
+    use crate::tunnel::ConnectTcp;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        let profile = if cfg!(debug_assertions) {
+            "quick"
+        } else {
+            "shipped"
+        };
+        module.add("BUILD_PROFILE", profile)?;
+        module.add("MAX_VARINT", capsule_core::varint::MAX)
+    }
+}

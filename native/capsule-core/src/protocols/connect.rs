@@ -42,3 +42,39 @@ impl StreamTunnel for Raw {
         Finish::EndStream
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::fuzzing::{Course, course};
+
+    //= rfc9113 §8.5 connect-end-is-fin
+    //= rfc9114 §4.4 connect-end-is-fin
+    #[test]
+    fn bytes_pass_as_they_are() {
+        let stream = b"\x00\x01 any bytes \xff";
+        for size in 1..stream.len() {
+            assert_eq!(
+                course(&mut Raw, stream.chunks(size), 3),
+                Course {
+                    payload: stream.to_vec(),
+                    finishes: vec![],
+                    end: Ok(End::Finish),
+                    unknown: 0,
+                }
+            );
+        }
+        assert_eq!(Raw.payload_pending(), u64::MAX);
+    }
+
+    //= rfc9113 §8.5 connect-fin-is-end
+    //= rfc9114 §4.4 connect-fin-is-end
+    #[test]
+    fn nothing_is_added() {
+        let mut out = [0; MAX_HEADER];
+        assert_eq!(Raw.outbound_header(1000, &mut out), 0);
+        assert_eq!(Raw.outbound_finish(&mut out), Finish::EndStream);
+    }
+}

@@ -88,6 +88,8 @@ pub static TABLE: &[Protocol] = &[
     },
 ];
 
+//= connect-tcp §8.1.1 interop-token
+//= connect-tcp §8.3.1 interop-capsule-types
 static TCP_PROFILES: &[Profile] = &[
     Profile {
         token: Cow::Borrowed("connect-tcp-12"),
@@ -111,4 +113,51 @@ pub fn by_name(name: &str) -> Option<&'static Protocol> {
 #[must_use]
 pub fn classic() -> &'static Protocol {
     &TABLE[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capsule::MAX_HEADER;
+    use crate::template::Template;
+    use crate::tunnel::{Finish, StreamTunnel as _};
+
+    #[test]
+    fn rows_are_consistent() {
+        for protocol in TABLE {
+            assert_eq!(by_name(protocol.name), Some(protocol));
+            assert_eq!(protocol.templated, protocol.default_template.is_some());
+            assert_eq!(protocol.templated, !protocol.profiles.is_empty());
+            if let Some(template) = protocol.default_template {
+                assert!(Template::compile(template).is_ok());
+            }
+        }
+        assert_eq!(classic().name, "connect");
+        assert_eq!(by_name("connect-tls"), None);
+    }
+
+    //= connect-tcp §8.1.1 interop-token
+    //= connect-tcp §8.3.1 interop-capsule-types
+    #[test]
+    fn tokens_go_with_their_capsule_types() {
+        let types = |token: &str| {
+            let profile = TCP_PROFILES.iter().find(|p| p.token == token);
+            profile.map(|profile| (profile.data, profile.final_data))
+        };
+        assert_eq!(types("connect-tcp-12"), Some((0x2028_d7f2, 0x2028_d7f3)));
+        assert_eq!(types("connect-tcp-07"), Some((0x2028_d7f0, 0x2028_d7f1)));
+    }
+
+    #[test]
+    fn the_constructor_takes_the_profile() {
+        let mut out = [0; MAX_HEADER];
+        for protocol in TABLE {
+            for profile in protocol.profiles {
+                let mut tunnel = (protocol.tunnel)(Some(profile));
+                assert_eq!(tunnel.outbound_finish(&mut out), Finish::Bytes(5));
+                let header = crate::capsule::decode_header(&out);
+                assert_eq!(header, Some((profile.final_data, 0, 5)));
+            }
+        }
+    }
 }

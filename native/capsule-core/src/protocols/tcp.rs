@@ -65,19 +65,29 @@ impl ConnectTcp {
         let known = kind == self.data || kind == self.final_data;
         self.skipping = !known;
         if !known {
+            //= rfc9297 §2 datagram-without-meaning
+            //= rfc9297 §3.5 datagram-capsule-like-frame
+            //= rfc9297 §3.5 oversize-datagram
+            if kind == types::DATAGRAM {
+                return Err(self.fail(Malformed::UnexpectedDatagram));
+            }
             //= rfc9297 §3.2 skip-unknown
             //= rfc9297 §5.4 skip-grease
             if !types::is_grease(kind) {
                 self.unknown = self.unknown.saturating_add(1);
             }
         } else if self.inbound != Inbound::Open {
-            //= connect-tcp §3.3 no-data-after-final
-            self.inbound = Inbound::Failed(Malformed::DataAfterFinal);
-            return Err(Malformed::DataAfterFinal);
+            //= connect-tcp §3 data-after-final
+            return Err(self.fail(Malformed::DataAfterFinal));
         } else if kind == self.final_data {
             self.inbound = Inbound::Final;
         }
         Ok(())
+    }
+
+    const fn fail(&mut self, fault: Malformed) -> Malformed {
+        self.inbound = Inbound::Failed(fault);
+        fault
     }
 }
 
@@ -88,6 +98,7 @@ impl StreamTunnel for ConnectTcp {
             Inbound::Failed(fault) => return Err(fault),
             // At a boundary in this state the capsule's header and value were taken to the end.
             Inbound::Final if self.decoder.at_boundary() => {
+                //= connect-tcp §3.4 final-data-sends-fin
                 self.inbound = Inbound::Finished;
                 return Ok(Step::Finish);
             }
@@ -106,6 +117,9 @@ impl StreamTunnel for ConnectTcp {
                 self.decoder.advance(taken as u64);
                 Step::Skip(taken)
             }
+            //= connect-tcp §3 payload-is-stream
+            //= connect-tcp §3 forward-partial
+            //= rfc9297 §3.2 never-accumulate
             Event::Value { remaining } => Step::Payload(remaining),
         })
     }
@@ -131,10 +145,10 @@ impl StreamTunnel for ConnectTcp {
         }
         if !self.decoder.at_boundary() {
             //= rfc9297 §3.3 truncated-capsule
-            self.inbound = Inbound::Failed(Malformed::TruncatedCapsule);
-            return End::Malformed(Malformed::TruncatedCapsule);
+            return End::Malformed(self.fail(Malformed::TruncatedCapsule));
         }
         match self.inbound {
+            //= connect-tcp §3.4 end-without-final-sends-rst
             Inbound::Open => End::Abort,
             Inbound::Final => {
                 self.inbound = Inbound::Finished;
@@ -151,7 +165,8 @@ impl StreamTunnel for ConnectTcp {
     }
 
     fn outbound_finish(&mut self, out: &mut [u8; MAX_HEADER]) -> Finish {
-        //= connect-tcp §3.3 one-final-data
+        //= connect-tcp §3.4 fin-sends-final-data
+        //= connect-tcp §3 no-data-after-own-final
         if core::mem::replace(&mut self.outbound_finished, true) {
             return Finish::Bytes(0);
         }
@@ -162,3 +177,6 @@ impl StreamTunnel for ConnectTcp {
         self.unknown
     }
 }
+
+#[cfg(test)]
+mod tests;

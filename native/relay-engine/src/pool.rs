@@ -1,0 +1,156 @@
+//! Read buffers with headroom, reused per worker thread while they are hot.
+//!
+//! A buffer lends its front to the headers that go before a payload (capsule header, HTTP frame header), so that header and
+//! payload leave as one chunk without a copy. Dropping the last `Bytes` of a buffer gives it back to the thread that drops it.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+/// Bytes kept free in front of a payload: 16 for a capsule header, 9 for an HTTP/3 frame header, rounded up.
+pub const HEADROOM: usize = 32;
+/// Payload room of one buffer.
+pub const PAYLOAD: usize = 64 * 1024;
+const SIZE: usize = HEADROOM + PAYLOAD;
+/// Buffers that a thread keeps for itself.
+const KEEP: usize = 32;
+
+thread_local! {
+    static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes of all buffers that are in use anywhere in the process.
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of tunnel buffers in use in the process, pipes included.
+pub fn in_use() -> usize {
+    IN_USE.load(Ordering::Relaxed)
+}
+
+/// Accounts for memory that is not in these buffers, such as pipe pages.
+pub fn account(bytes: usize) {
+    IN_USE.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// The reverse of [`account`].
+pub fn unaccount(bytes: usize) {
+    IN_USE.fetch_sub(bytes, Ordering::Relaxed);
+}
+
+/// A buffer of [`HEADROOM`] + [`PAYLOAD`] bytes on loan.
+#[derive(Debug)]
+pub struct Buffer {
+    storage: Option<Box<[u8]>>,
+    backlog: Option<Backlog>,
+}
+
+/// Counts the buffers that a transport was given and has not let go of yet.
+#[derive(Debug, Clone, Default)]
+pub struct Backlog(Arc<()>);
+
+impl Backlog {
+    /// Buffers that are still held.
+    pub fn held(&self) -> usize {
+        Arc::strong_count(&self.0) - 1
+    }
+
+    /// Waits, not longer than `limit`, until nothing is held.
+    pub async fn drained(&self, limit: Duration) {
+        // Transports tell nobody when they drop a chunk. This wait happens once, at the end of a broken tunnel.
+        let until = Instant::now() + limit;
+        tokio::task::yield_now().await;
+        while self.held() > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl Buffer {
+    /// Borrows a buffer; its content is unspecified.
+    pub fn take() -> Self {
+        IN_USE.fetch_add(SIZE, Ordering::Relaxed);
+        let storage = FREE
+            .with_borrow_mut(Vec::pop)
+            .unwrap_or_else(|| vec![0; SIZE].into_boxed_slice());
+        Self {
+            storage: Some(storage),
+            backlog: None,
+        }
+    }
+
+    /// The whole buffer, headroom first.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.storage.as_deref_mut().unwrap_or_default()
+    }
+
+    /// The room for payload, up to `limit` bytes.
+    pub fn payload_mut(&mut self, limit: usize) -> &mut [u8] {
+        &mut self.bytes_mut()[HEADROOM..HEADROOM + limit.min(PAYLOAD)]
+    }
+
+    /// Puts `header` right before whatever starts at `start`; returns the new start.
+    pub fn prepend(&mut self, start: usize, header: &[u8]) -> usize {
+        let front = start - header.len();
+        self.bytes_mut()[front..start].copy_from_slice(header);
+        front
+    }
+
+    /// Freezes `start..end` of the buffer without a copy.
+    pub fn freeze(self, start: usize, end: usize) -> Bytes {
+        Bytes::from_owner(self).slice(start..end)
+    }
+
+    /// As [`freeze`](Self::freeze), and counted by `backlog` until the last `Bytes` is dropped.
+    pub fn freeze_counted(mut self, start: usize, end: usize, backlog: &Backlog) -> Bytes {
+        self.backlog = Some(backlog.clone());
+        self.freeze(start, end)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self.storage.as_deref().unwrap_or_default()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        IN_USE.fetch_sub(SIZE, Ordering::Relaxed);
+        if let Some(storage) = self.storage.take() {
+            // A thread that is ending has no list any more; the buffer is simply freed then.
+            let _ = FREE.try_with(|free| {
+                let mut free = free.borrow_mut();
+                if free.len() < KEEP {
+                    free.push(storage);
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_and_payload_leave_as_one_chunk() {
+        let mut buffer = Buffer::take();
+        buffer.payload_mut(5).copy_from_slice(b"hello");
+        let start = buffer.prepend(HEADROOM, b"capsule ");
+        let start = buffer.prepend(start, b"frame ");
+        let chunk = buffer.freeze(start, HEADROOM + 5);
+        assert_eq!(&chunk[..], b"frame capsule hello");
+    }
+
+    #[test]
+    fn a_dropped_buffer_is_reused() {
+        let buffer = Buffer::take();
+        let address = buffer.as_ref().as_ptr();
+        drop(buffer.freeze(0, 10));
+        assert_eq!(Buffer::take().as_ref().as_ptr(), address);
+    }
+}

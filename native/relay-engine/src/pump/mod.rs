@@ -1,0 +1,373 @@
+//! Moves the bytes of a stream tunnel between a client's data stream and a TCP target, and closes both by the rules.
+//!
+//! Two directions run side by side in one task: `up` (client to target) and `down` (target to client). Either may end cleanly
+//! on its own; the first fault ends both.
+
+mod pipe;
+mod splice;
+mod stream;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use capsule_core::tunnel::{AnyStreamTunnel, End, Finish, Malformed, StreamTunnel};
+use futures_util::future::{Either, select};
+use rustix::net::sockopt;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use crate::metrics::WorkerMetrics;
+use crate::pool::Buffer;
+use crate::transport::wire::Wire;
+use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
+
+/// How long a client may take to end its direction after the tunnel is over.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
+/// How a tunnel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// Both directions ended cleanly.
+    #[error("clean")]
+    Clean,
+    /// The client's side was reset or lost.
+    #[error("client gone")]
+    ClientGone,
+    /// The client ended its data stream without saying that the data is complete.
+    #[error("client ended without a final capsule")]
+    ClientIncomplete,
+    /// The client's data stream was malformed.
+    #[error("malformed: {0}")]
+    Malformed(Malformed),
+    /// The client's message was malformed below the data stream.
+    #[error("malformed message")]
+    MalformedMessage,
+    /// The target's connection broke.
+    #[error("target reset")]
+    TargetGone,
+    /// No byte either way for the idle time.
+    #[error("idle")]
+    Idle,
+    /// The relay is stopping.
+    #[error("relay stopping")]
+    Stopping,
+}
+
+impl From<Gone> for Ended {
+    fn from(_: Gone) -> Self {
+        Ended::ClientGone
+    }
+}
+
+impl From<Lost> for Ended {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Gone => Ended::ClientGone,
+            Lost::Malformed => Ended::MalformedMessage,
+        }
+    }
+}
+
+impl From<Malformed> for Ended {
+    fn from(fault: Malformed) -> Self {
+        Ended::Malformed(fault)
+    }
+}
+
+/// What bounds one tunnel.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Ends after so long without a byte either way.
+    pub idle: Duration,
+    /// User space and pipes, both directions, in bytes.
+    pub buffer: usize,
+}
+
+/// What a tunnel carried.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// How it ended.
+    pub ended: Ended,
+    /// Payload bytes to the target.
+    pub up: u64,
+    /// Payload bytes to the client.
+    pub down: u64,
+    /// Capsules of unknown, not reserved, types that were skipped.
+    pub unknown_capsules: u64,
+}
+
+/// The target's socket: closing it without a clean end on both sides is a RST.
+struct Target {
+    wire: Wire,
+    clean: Cell<bool>,
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        //= connect-tcp §4 abrupt-http-resets-tcp
+        if !self.clean.get() {
+            self.wire.reset_on_close();
+        }
+    }
+}
+
+/// What both directions of one tunnel share.
+struct Tunnel<'a> {
+    machine: RefCell<AnyStreamTunnel>,
+    target: Target,
+    up: Cell<u64>,
+    down: Cell<u64>,
+    /// FIN was sent to the target.
+    fin_sent: Cell<bool>,
+    fin_sent_wake: Notify,
+    pipe_limit: usize,
+    metrics: &'a WorkerMetrics,
+}
+
+impl Tunnel<'_> {
+    fn moved_up(&self, bytes: usize) {
+        self.up.set(self.up.get() + bytes as u64);
+        self.metrics.bytes_up.add(bytes as u64);
+    }
+
+    fn moved_down(&self, bytes: usize) {
+        self.down.set(self.down.get() + bytes as u64);
+        self.metrics.bytes_down.add(bytes as u64);
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        self.target.wire.tcp()
+    }
+
+    //= connect-tcp §4 final-data-is-tcp-fin
+    fn send_fin(&self) -> Result<(), Ended> {
+        if !self.fin_sent.get() {
+            self.target
+                .wire
+                .shutdown_write()
+                .map_err(|_| Ended::TargetGone)?;
+            self.fin_sent.set(true);
+            self.fin_sent_wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The client's data stream ended cleanly.
+    fn client_ended(&self) -> Result<(), Ended> {
+        let end = self.machine.borrow_mut().inbound_end();
+        match end {
+            End::Finish => self.send_fin(),
+            End::Complete => Ok(()),
+            //= connect-tcp §4 clean-end-without-final-data
+            End::Abort => Err(Ended::ClientIncomplete),
+            End::Malformed(fault) => Err(fault.into()),
+        }
+    }
+
+    /// The target sent FIN: tells the client, and ends the data stream when the protocol's rules say so.
+    async fn target_ended<S: SendHalf>(&self, send: &mut S) -> Result<(), Ended> {
+        let mut header = [0; capsule_core::capsule::MAX_HEADER];
+        let finish = self.machine.borrow_mut().outbound_finish(&mut header);
+        match finish {
+            Finish::EndStream => {}
+            //= connect-tcp §4 tcp-fin-is-final-data
+            Finish::Bytes(length) => {
+                let mut buffer = Buffer::take();
+                let start = crate::pool::HEADROOM;
+                buffer.bytes_mut()[start..start + length].copy_from_slice(&header[..length]);
+                let mut sent = 0;
+                while sent < length {
+                    let room = send.ready(length - sent).await?.min(length - sent);
+                    let mut piece = Buffer::take();
+                    piece.bytes_mut()[start..start + room]
+                        .copy_from_slice(&buffer.as_ref()[start + sent..start + sent + room]);
+                    send.send(piece, start, start + room).await?;
+                    sent += room;
+                }
+                self.target_closed(send).await?;
+            }
+        }
+        send.finish().await?;
+        Ok(())
+    }
+
+    /// Waits until the target's connection is closed in both directions, watching for a late RST and for the client to leave.
+    async fn target_closed<S: SendHalf>(&self, send: &mut S) -> Result<(), Ended> {
+        //= connect-tcp §4 end-stream-after-tcp-closed
+        let closed = async {
+            while !self.fin_sent.get() {
+                self.fin_sent_wake.notified().await;
+            }
+            // Nothing wakes a task when the last ACK arrives; on most paths it is there at once or after one round trip.
+            let mut pause = Duration::from_millis(1);
+            loop {
+                match tcp_state(self.tcp()) {
+                    Ok(TcpState::Closed) => return Ok(()),
+                    Ok(TcpState::Open) => {}
+                    Err(_) => return Err(Ended::TargetGone),
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(256));
+            }
+        };
+        let faults = async {
+            let target = std::pin::pin!(self.target_failed());
+            let client = std::pin::pin!(send.gone());
+            match select(target, client).await {
+                Either::Left((ended, _)) => ended,
+                Either::Right((gone, _)) => gone.into(),
+            }
+        };
+        match select(std::pin::pin!(closed), std::pin::pin!(faults)).await {
+            Either::Left((result, _)) => result,
+            Either::Right((fault, _)) => Err(fault),
+        }
+    }
+
+    async fn target_failed(&self) -> Ended {
+        self.target.wire.failed().await;
+        Ended::TargetGone
+    }
+}
+
+enum TcpState {
+    Open,
+    Closed,
+}
+
+/// Tells whether the kernel has nothing more to do for a connection on which both FINs are out.
+fn tcp_state(tcp: &TcpStream) -> io::Result<TcpState> {
+    if let Ok(Err(error)) = sockopt::socket_error(tcp) {
+        return Err(error.into());
+    }
+    // Once both FINs are exchanged and acknowledged the socket has no peer any more (TIME-WAIT lives on without it).
+    match rustix::net::getpeername(tcp) {
+        Ok(_) => Ok(TcpState::Open),
+        Err(rustix::io::Errno::NOTCONN) => Ok(TcpState::Closed),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Runs a tunnel to its end.
+///
+/// `stop` resolves when the relay gives its tunnels up. The target is reset unless the tunnel ends cleanly, also when this
+/// future is dropped.
+pub async fn run<R: RecvHalf, S: SendHalf>(
+    machine: AnyStreamTunnel,
+    mut recv: R,
+    mut send: S,
+    target: TcpStream,
+    bounds: Bounds,
+    metrics: &WorkerMetrics,
+    stop: impl Future<Output = ()>,
+) -> Outcome {
+    let tunnel = Rc::new(Tunnel {
+        machine: RefCell::new(machine),
+        target: Target {
+            wire: Wire::new(target),
+            clean: Cell::new(false),
+        },
+        up: Cell::new(0),
+        down: Cell::new(0),
+        fin_sent: Cell::new(false),
+        fin_sent_wake: Notify::new(),
+        pipe_limit: (bounds.buffer / 2).clamp(4096, 1 << 20),
+        metrics,
+    });
+    let result = {
+        let both = both_directions(&tunnel, &mut recv, &mut send);
+        let guard = guard(&tunnel, bounds.idle, stop);
+        match select(std::pin::pin!(both), std::pin::pin!(guard)).await {
+            Either::Left((result, _)) => result,
+            Either::Right((ended, _)) => Err(ended),
+        }
+    };
+    let ended = match result {
+        Ok(()) => {
+            tunnel.target.clean.set(true);
+            Ended::Clean
+        }
+        Err(ended) => {
+            let fault = match ended {
+                Ended::TargetGone | Ended::ClientIncomplete => Fault::Target,
+                Ended::Malformed(_) | Ended::MalformedMessage => Fault::Malformed,
+                //= connect-tcp §4 abrupt-close-of-send-stream
+                Ended::ClientGone => Fault::Target,
+                Ended::Clean | Ended::Idle | Ended::Stopping => Fault::Cancelled,
+            };
+            recv.abort(fault);
+            send.abort(fault).await;
+            ended
+        }
+    };
+    let unknown_capsules = tunnel.machine.borrow().unknown_capsules();
+    Outcome {
+        ended,
+        up: tunnel.up.get(),
+        down: tunnel.down.get(),
+        unknown_capsules,
+    }
+}
+
+async fn both_directions<R: RecvHalf, S: SendHalf>(
+    tunnel: &Tunnel<'_>,
+    recv: &mut R,
+    send: &mut S,
+) -> Result<(), Ended> {
+    let up = std::pin::pin!(up(tunnel, recv));
+    let down = std::pin::pin!(down(tunnel, send));
+    match select(up, down).await {
+        Either::Left((Ok(()), down)) => down.await,
+        // The tunnel is over in both directions: a client that does not end its own is left behind.
+        Either::Right((Ok(()), up)) if tunnel.fin_sent.get() => {
+            timeout(LAST_WORD, up).await.unwrap_or(Ok(()))
+        }
+        Either::Right((Ok(()), up)) => {
+            match select(up, std::pin::pin!(tunnel.target_failed())).await {
+                Either::Left((result, _)) => result,
+                Either::Right((ended, _)) => Err(ended),
+            }
+        }
+        Either::Left((fault, _)) | Either::Right((fault, _)) => fault,
+    }
+}
+
+async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
+    if recv.socket().is_some() {
+        splice::up(tunnel, recv).await
+    } else {
+        stream::up(tunnel, recv).await
+    }
+}
+
+async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ended> {
+    if send.socket().is_some() {
+        splice::down(tunnel, send).await?;
+    } else {
+        stream::down(tunnel, send).await?;
+    }
+    tunnel.target_ended(send).await
+}
+
+/// Resolves when the tunnel must end although both sides would go on.
+async fn guard(tunnel: &Tunnel<'_>, idle: Duration, stop: impl Future<Output = ()>) -> Ended {
+    let quiet = async {
+        // Looking four times an idle period costs nothing a byte and is exact to a quarter.
+        let (mut seen, mut same) = ((0, 0), 0);
+        while same < 4 {
+            sleep(idle / 4).await;
+            let now = (tunnel.up.get(), tunnel.down.get());
+            same = if now == seen { same + 1 } else { 0 };
+            seen = now;
+        }
+        Ended::Idle
+    };
+    match select(std::pin::pin!(quiet), std::pin::pin!(stop)).await {
+        Either::Left((ended, _)) => ended,
+        Either::Right(((), _)) => Ended::Stopping,
+    }
+}

@@ -1,0 +1,180 @@
+//! The pump inside the kernel, for tunnels whose data stream is a plain socket: `splice(2)` through a pipe. Capsule headers are
+//! read and written from user space, payload never is.
+
+use std::io::{self, ErrorKind};
+
+use bytes::Bytes;
+use capsule_core::capsule::MAX_HEADER;
+use capsule_core::tunnel::StreamTunnel;
+use futures_util::future::{Either, select};
+use rustix::net::{SendFlags, send as send_message};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::pipe::Loan;
+use super::stream::{self, take, write};
+use super::{Ended, Tunnel};
+use crate::pool::{Buffer, HEADROOM, PAYLOAD};
+use crate::transport::{RecvHalf, SendHalf};
+
+/// Payload below this is cheaper to copy than to splice.
+const WORTH_SPLICING: u64 = 32 * 1024;
+/// What is read to learn the next header when long payloads follow each other: a header and little more.
+const PEEK: usize = MAX_HEADER;
+
+fn would_block(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock
+}
+
+/// Client to target until the client's data stream ends.
+pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
+    let Some(client) = recv.socket() else {
+        return stream::up(tunnel, recv).await;
+    };
+    let mut payload = Vec::new();
+    let mut long = false;
+    loop {
+        let pending = tunnel.machine.borrow().payload_pending();
+        if pending >= WORTH_SPLICING {
+            match splice_up(tunnel, client, pending).await? {
+                Some(0) => break,
+                Some(moved) => {
+                    tunnel.machine.borrow_mut().advance(moved);
+                    // The end of the payload may also be the end of the direction.
+                    take(tunnel, Bytes::new(), &mut payload).await?;
+                    long = true;
+                    continue;
+                }
+                // No pipe to be had: copy.
+                None => {}
+            }
+        }
+        client.readable().await.map_err(|_| Ended::ClientGone)?;
+        let mut buffer = Buffer::take();
+        let most = if long { PEEK } else { PAYLOAD };
+        match client.try_read(buffer.payload_mut(most)) {
+            Ok(0) => break,
+            Ok(length) => {
+                long = false;
+                let chunk: Bytes = buffer.freeze(HEADROOM, HEADROOM + length);
+                take(tunnel, chunk, &mut payload).await?;
+                write(tunnel, &mut payload).await?;
+            }
+            Err(error) if would_block(&error) => {}
+            Err(_) => return Err(Ended::ClientGone),
+        }
+    }
+    recv.ended();
+    tunnel.client_ended()
+}
+
+/// Moves one pipe full of payload from the client to the target; `Some(0)` is the client's end, `None` means there is no pipe.
+async fn splice_up(
+    tunnel: &Tunnel<'_>,
+    client: &TcpStream,
+    most: u64,
+) -> Result<Option<u64>, Ended> {
+    let target = tunnel.tcp();
+    let most = usize::try_from(most)
+        .unwrap_or(usize::MAX)
+        .min(tunnel.pipe_limit);
+    let Some((mut pipe, moved)) = fill(client, most, tunnel.pipe_limit)
+        .await
+        .map_err(|_| Ended::ClientGone)?
+    else {
+        return Ok(None);
+    };
+    while pipe.held() > 0 {
+        let drained = drain(&mut pipe, target)
+            .await
+            .map_err(|_| Ended::TargetGone)?;
+        tunnel.moved_up(drained);
+    }
+    Ok(Some(moved as u64))
+}
+
+/// Waits until `from` is readable and moves what there is into a pipe.
+async fn fill(
+    from: &TcpStream,
+    most: usize,
+    pipe_limit: usize,
+) -> io::Result<Option<(Loan, usize)>> {
+    loop {
+        from.readable().await?;
+        let Ok(mut pipe) = Loan::take(pipe_limit) else {
+            return Ok(None);
+        };
+        match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
+            Ok(moved) => return Ok(Some((pipe, moved))),
+            Err(error) if would_block(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn drain(pipe: &mut Loan, to: &TcpStream) -> io::Result<usize> {
+    loop {
+        match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+            Err(error) if would_block(&error) => to.writable().await?,
+            other => return other,
+        }
+    }
+}
+
+/// Target to client until the target sends FIN.
+pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ended> {
+    let target = tunnel.tcp();
+    loop {
+        {
+            let readable = std::pin::pin!(target.readable());
+            let gone = std::pin::pin!(send.gone());
+            match select(readable, gone).await {
+                Either::Left((ready, _)) => ready.map_err(|_| Ended::TargetGone)?,
+                Either::Right((gone, _)) => return Err(gone.into()),
+            }
+        }
+        let Some(client) = send.socket() else {
+            return stream::down(tunnel, send).await;
+        };
+        let Ok(mut pipe) = Loan::take(tunnel.pipe_limit) else {
+            return stream::down(tunnel, send).await;
+        };
+        match target.try_io(Interest::READABLE, || pipe.fill(target, tunnel.pipe_limit)) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                let mut header = [0; MAX_HEADER];
+                let size = tunnel
+                    .machine
+                    .borrow_mut()
+                    .outbound_header(length, &mut header);
+                send_header(client, &header[..size]).await?;
+                while pipe.held() > 0 {
+                    let moved = drain(&mut pipe, client)
+                        .await
+                        .map_err(|_| Ended::ClientGone)?;
+                    tunnel.moved_down(moved);
+                }
+            }
+            Err(error) if would_block(&error) => {}
+            Err(_) => return Err(Ended::TargetGone),
+        }
+    }
+}
+
+/// Writes a capsule header that leaves with the payload after it.
+async fn send_header(client: &TcpStream, mut header: &[u8]) -> Result<(), Ended> {
+    while !header.is_empty() {
+        let flags = SendFlags::MORE | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = client.try_io(Interest::WRITABLE, || {
+            send_message(client, header, flags).map_err(io::Error::from)
+        });
+        match sent {
+            Ok(sent) => header = &header[sent..],
+            Err(error) if would_block(&error) => {
+                client.writable().await.map_err(|_| Ended::ClientGone)?;
+            }
+            Err(_) => return Err(Ended::ClientGone),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,491 @@
+//! The life of one request: head → route → credentials → policy → dial → answer → pump → record.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use capsule_core::capsule_protocol;
+use capsule_core::fields::Fields;
+use capsule_core::proxy_status::{self, ProxyError, ProxyStatus};
+use capsule_core::reject::Reject;
+use capsule_core::request::{self, Challenge, Head, Request};
+use capsule_core::target::Target;
+use futures_util::future::{Either, select};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::access_log::{self, Record};
+use crate::auth::Outcome as Known;
+use crate::decide::{Decision, Question};
+use crate::egress::{Dialled, dial};
+use crate::hook;
+use crate::policy;
+use crate::pool;
+use crate::pump::{self, Bounds, Ended};
+use crate::state::{Generation, Phase};
+use crate::transport::{Exchange, Gone, Peer, Refusal, RequestHead};
+use crate::worker::Worker;
+
+/// How the relay calls itself in `Proxy-Status`.
+const NAME: &str = "capsule-relay";
+
+struct HeaderFields<'a>(&'a HeaderMap);
+
+impl Fields for HeaderFields<'_> {
+    fn get_all<'s>(&'s self, name: &str, each: &mut dyn FnMut(&'s [u8])) {
+        for value in self.0.get_all(name) {
+            each(value.as_bytes());
+        }
+    }
+}
+
+/// Why a request got no tunnel: the answer, and what it adds to `Proxy-Status`.
+struct Refused {
+    reject: Reject,
+    rcode: Option<String>,
+}
+
+impl From<Reject> for Refused {
+    fn from(reject: Reject) -> Self {
+        Self {
+            reject,
+            rcode: None,
+        }
+    }
+}
+
+/// What the access log says of a request.
+struct Entry<'a> {
+    request: &'a Request,
+    http: &'static str,
+    client: SocketAddr,
+    principal: Option<Arc<str>>,
+    next_hop: Option<SocketAddr>,
+    began: Instant,
+    setup: Duration,
+}
+
+impl Entry<'_> {
+    fn write(
+        &self,
+        generation: &Generation,
+        status: u16,
+        error: Option<ProxyError>,
+        end: &str,
+        bytes: (u64, u64),
+    ) {
+        let target = match &self.request.target {
+            Ok(target) => target.to_string(),
+            Err(_) => String::new(),
+        };
+        generation.log.write(&Record {
+            time: access_log::now(),
+            protocol: self.request.protocol.name,
+            http: self.http,
+            client: self.client,
+            principal: self.principal.as_deref(),
+            target: &target,
+            next_hop: self.next_hop,
+            status,
+            error: error.map(ProxyError::token),
+            end,
+            bytes_up: bytes.0,
+            bytes_down: bytes.1,
+            setup_ms: access_log::milliseconds(self.setup),
+            duration_ms: access_log::milliseconds(self.began.elapsed()),
+        });
+    }
+}
+
+/// Handles one request to its end. Returns when the tunnel is over or the refusal is sent.
+pub async fn handle<E: Exchange>(
+    worker: &Rc<Worker>,
+    peer: &Peer,
+    head: RequestHead,
+    mut exchange: E,
+) {
+    let began = Instant::now();
+    let generation = worker.shared.generation.load_full();
+    let metrics = worker.metrics();
+    metrics.requests.add(1);
+    let fields = HeaderFields(&head.fields);
+    let parsed = request::parse(
+        &generation.routes,
+        &Head {
+            version: head.version,
+            method: &head.method,
+            scheme: head.scheme.as_deref(),
+            authority: head.authority.as_deref(),
+            path: head.path.as_deref(),
+            protocol: head.protocol.as_deref(),
+            fields: &fields,
+        },
+    );
+    let request = match parsed {
+        Ok(request) => request,
+        Err(reject) => {
+            metrics.requests_refused.add(1);
+            return exchange.refuse(refusal(&reject, None, &[])).await;
+        }
+    };
+    let mut entry = Entry {
+        request: &request,
+        http: head.http().name(),
+        client: peer.address,
+        principal: peer.principal.clone(),
+        next_hop: None,
+        began,
+        setup: Duration::ZERO,
+    };
+    let admitted = admit(
+        worker,
+        &generation,
+        peer,
+        &head,
+        &request,
+        &mut exchange,
+        &mut entry,
+    )
+    .await;
+    let (dialled, slot) = match admitted {
+        Ok(Some(admitted)) => admitted,
+        // The client went away: nobody is left to answer.
+        Ok(None) => {
+            entry.setup = began.elapsed();
+            return entry.write(
+                &generation,
+                0,
+                None,
+                "client gone before the answer",
+                (0, 0),
+            );
+        }
+        Err(mut refused) => {
+            metrics.requests_refused.add(1);
+            entry.setup = began.elapsed();
+            //= rfc9931 §4 close-after-refused-connect
+            refused.reject.close |= request.close_on_reject;
+            let status = ProxyStatus {
+                name: NAME,
+                error: Some(refused.reject.error.unwrap_or(ProxyError::HttpRequestError)),
+                rcode: refused.rcode.as_deref(),
+                ..ProxyStatus::default()
+            };
+            let challenges = match refused.reject.status {
+                401 | 407 => challenge(request.auth_kind, &generation.realm),
+                _ => Vec::new(),
+            };
+            let answer = refusal(&refused.reject, Some(&status), &challenges);
+            exchange.refuse(answer).await;
+            let Reject {
+                status,
+                error,
+                ref detail,
+                ..
+            } = refused.reject;
+            return entry.write(&generation, status, error, detail, (0, 0));
+        }
+    };
+    entry.next_hop = Some(dialled.peer);
+    entry.setup = began.elapsed();
+    let next_hop = dialled.peer.ip().to_canonical().to_string();
+    let mut answer = vec![(
+        HeaderName::from_static(proxy_status::NAME),
+        value(
+            &ProxyStatus {
+                name: NAME,
+                next_hop: Some(&next_hop),
+                ..ProxyStatus::default()
+            }
+            .to_field(),
+        ),
+    )];
+    //= rfc9297 §3.4 capsule-protocol-field
+    if request.protocol.capsule_protocol {
+        answer.push((
+            HeaderName::from_static(capsule_protocol::NAME),
+            HeaderValue::from_static(capsule_protocol::TRUE),
+        ));
+    }
+    let status = if head.version <= request::Version::H1_1 && request.token.is_some() {
+        101
+    } else {
+        200
+    };
+    let Ok((recv, send)) = exchange.accept(answer, request.token.as_deref()).await else {
+        return entry.write(
+            &generation,
+            0,
+            None,
+            "client gone before the answer",
+            (0, 0),
+        );
+    };
+    drop(head);
+    metrics.tunnels_opened.add(1);
+    metrics.tunnels_open.add(1);
+    let open = Open(worker);
+    let bounds = Bounds {
+        idle: generation.limits.idle_timeout,
+        buffer: generation.limits.buffer_per_tunnel,
+    };
+    let stop = worker.reached(Phase::Stopping);
+    let outcome = pump::run(
+        request.tunnel(),
+        recv,
+        send,
+        dialled.stream,
+        bounds,
+        metrics,
+        stop,
+    )
+    .await;
+    drop((open, slot));
+    metrics.unknown_capsules.add(outcome.unknown_capsules);
+    if outcome.ended != Ended::Clean {
+        metrics.tunnels_aborted.add(1);
+    }
+    // The log of the moment, not of the beginning: a tunnel may outlive a log file.
+    let now = worker.shared.generation.load();
+    entry.write(
+        &now,
+        status,
+        None,
+        &outcome.ended.to_string(),
+        (outcome.up, outcome.down),
+    );
+}
+
+/// Keeps the gauge of open tunnels right, whatever ends the task.
+struct Open<'a>(&'a Rc<Worker>);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.metrics().tunnels_open.sub(1);
+    }
+}
+
+/// Everything between a routed request and a connected target. `Ok(None)`: the client is gone.
+async fn admit<E: Exchange>(
+    worker: &Rc<Worker>,
+    generation: &Arc<Generation>,
+    peer: &Peer,
+    head: &RequestHead,
+    request: &Request,
+    exchange: &mut E,
+    entry: &mut Entry<'_>,
+) -> Result<Option<(Dialled, crate::state::TunnelSlot)>, Refused> {
+    entry.principal = authenticate(generation, peer, head, request).await?;
+    let principal = &entry.principal;
+    let target = request.target.as_ref().map_err(Clone::clone)?;
+    if *worker.shared.phase.borrow() != Phase::Running {
+        return Err(overload("the relay is stopping").into());
+    }
+    //= connect-tcp §3.2 continue-at-once
+    if request.expect_continue && exchange.proceed().await.is_err() {
+        return Ok(None);
+    }
+    let name = principal.as_deref();
+    generation
+        .ruleset
+        .before_hook(&target.host, target.port)
+        .map_err(denied)?;
+    if let Some(limit) = generation.hook {
+        decide(
+            worker,
+            generation,
+            peer,
+            head,
+            request,
+            target,
+            principal.as_ref(),
+            limit,
+        )
+        .await?;
+    }
+    let admission = generation
+        .ruleset
+        .before_dns(name, request.protocol.name, &target.host, target.port)
+        .map_err(denied)?;
+    if pool::in_use() as u64 >= generation.memory {
+        return Err(overload("the relay's memory for tunnels is used up").into());
+    }
+    let slot = worker
+        .shared
+        .admit_tunnel(
+            principal.as_ref(),
+            generation.limits.max_tunnels_per_principal,
+        )
+        .ok_or_else(|| overload("too many tunnels are open for this principal"))?;
+    let egress = worker.egress(generation);
+    let deadline = tokio::time::Instant::now() + generation.egress.dial_timeout;
+    //= connect-tcp §3.2 status-after-attempt
+    let dialled = {
+        let dial = std::pin::pin!(dial(
+            &egress,
+            target,
+            |address| admission.permits(address),
+            deadline
+        ));
+        let gone = std::pin::pin!(exchange.gone());
+        match select(dial, gone).await {
+            Either::Left((result, _)) => result,
+            Either::Right((Gone, _)) => return Ok(None),
+        }
+    };
+    match dialled {
+        Ok(dialled) => Ok(Some((dialled, slot))),
+        Err(error) => Err(Refused {
+            reject: error.reject(),
+            rcode: error.rcode().map(Into::into),
+        }),
+    }
+}
+
+async fn authenticate(
+    generation: &Arc<Generation>,
+    peer: &Peer,
+    head: &RequestHead,
+    request: &Request,
+) -> Result<Option<Arc<str>>, Refused> {
+    let known = generation
+        .credentials
+        .authenticate(&HeaderFields(&head.fields), peer.principal.as_ref())
+        .await;
+    match known {
+        Known::Principal(principal) => Ok(Some(principal)),
+        Known::Anonymous if !generation.auth_required => Ok(None),
+        Known::Anonymous | Known::Invalid => {
+            //= connect-tcp §5 auth-401
+            //= rfc9110 §11.7.1 connect-407
+            let status = match request.auth_kind {
+                Challenge::Origin => 401,
+                Challenge::Proxy => 407,
+            };
+            Err(
+                Reject::new(status, title(status), "valid credentials are required")
+                    .with_error(ProxyError::HttpRequestDenied)
+                    .into(),
+            )
+        }
+        Known::Busy => Err(overload("too many credentials wait to be checked").into()),
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn decide(
+    worker: &Rc<Worker>,
+    generation: &Generation,
+    peer: &Peer,
+    head: &RequestHead,
+    request: &Request,
+    target: &Target,
+    principal: Option<&Arc<str>>,
+    limit: Duration,
+) -> Result<(), Refused> {
+    let question = || Question {
+        protocol: request.protocol.name,
+        http: head.http().name(),
+        host: target.host.to_string(),
+        port: target.port,
+        principal: principal.map(ToString::to_string),
+        client: peer.address,
+        headers: head
+            .fields
+            .iter()
+            .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
+            .collect(),
+    };
+    let decision = hook::ask(
+        worker.shared.decider.as_ref(),
+        &generation.hook_cache,
+        limit,
+        principal,
+        question,
+        worker.metrics(),
+    )
+    .await;
+    match decision {
+        Decision::Allow => Ok(()),
+        Decision::Deny { status, reason } => Err(Reject::new(status, title(status), reason)
+            .with_error(ProxyError::HttpRequestDenied)
+            .into()),
+    }
+}
+
+fn denied(refusal: policy::Refusal) -> Refused {
+    refusal.reject().into()
+}
+
+fn overload(detail: &str) -> Reject {
+    Reject::new(503, title(503), detail).with_error(ProxyError::ConnectionLimitReached)
+}
+
+fn title(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("Refused")
+}
+
+fn value(text: &str) -> HeaderValue {
+    // What a field cannot hold is left out rather than sent.
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn challenge(kind: Challenge, realm: &str) -> Vec<(HeaderName, HeaderValue)> {
+    let name = match kind {
+        Challenge::Origin => header::WWW_AUTHENTICATE,
+        Challenge::Proxy => header::PROXY_AUTHENTICATE,
+    };
+    let quoted: String = realm
+        .chars()
+        .flat_map(|c| {
+            matches!(c, '"' | '\\')
+                .then_some('\\')
+                .into_iter()
+                .chain([c])
+        })
+        .collect();
+    vec![
+        (
+            name.clone(),
+            value(&format!("Basic realm=\"{quoted}\", charset=\"UTF-8\"")),
+        ),
+        (name, value(&format!("Bearer realm=\"{quoted}\""))),
+    ]
+}
+
+/// Makes the answer: a problem document (RFC 9457), and `Proxy-Status` for what concerns a tunnel.
+pub fn refusal(
+    reject: &Reject,
+    status: Option<&ProxyStatus<'_>>,
+    further: &[(HeaderName, HeaderValue)],
+) -> Refusal {
+    let mut fields = vec![
+        (
+            header::DATE,
+            value(&httpdate::fmt_http_date(std::time::SystemTime::now())),
+        ),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        ),
+    ];
+    if let Some(status) = status {
+        fields.push((
+            HeaderName::from_static(proxy_status::NAME),
+            value(&status.to_field()),
+        ));
+    }
+    for (name, text) in &reject.fields {
+        fields.push((HeaderName::from_static(name), value(text)));
+    }
+    fields.extend_from_slice(further);
+    Refusal {
+        status: reject.status,
+        fields,
+        body: reject.problem().into(),
+        close: reject.close,
+    }
+}

@@ -1,0 +1,3 @@
+//! The only place for `unsafe`: socket options that no crate wraps. Everything else goes through rustix and socket2.
+
+pub mod reuseport;

@@ -1,0 +1,328 @@
+//! HTTP/2: a connection that carries many requests, each of which may become a tunnel.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, SendResponse};
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::pool::{Backlog, Buffer};
+use crate::session;
+use crate::state::Phase;
+use crate::transport::{
+    Exchange, Fault, Gone, Lost, Peer, RecvHalf, Refusal, RequestHead, SendHalf,
+};
+use crate::worker::Worker;
+
+/// What a client may send on one stream before the target takes it.
+pub const STREAM_WINDOW: u32 = 512 << 10;
+/// The connection's window is never the bound: a stalled tunnel must not freeze its neighbours.
+pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+const HEADER_LIST: u32 = 32 << 10;
+const STREAMS: u32 = 4096;
+/// Unsent bytes of one stream that the library holds.
+const SEND_BUFFER: usize = 256 << 10;
+/// Memory that small DATA frames of stalled tunnels may cost a connection.
+const SMALL_FRAMES: usize = 64 << 20;
+/// Streams that a client reset before they were looked at.
+const RESET_UNSEEN: usize = 256;
+/// A connection without a stream is ended after this.
+const IDLE: Duration = Duration::from_secs(300);
+/// Chunks taken from a stream in one go.
+const BATCH: usize = 256 << 10;
+/// How long bytes may take to leave before a reset.
+const FLUSH: Duration = Duration::from_millis(500);
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        //= rfc8441 §3 enable-connect-protocol
+        .enable_connect_protocol()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(256 << 10)
+        .max_header_list_size(HEADER_LIST)
+        .max_concurrent_streams(STREAMS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(RESET_UNSEEN)
+        .data_frame_budget(SMALL_FRAMES);
+    builder
+}
+
+/// Serves a connection until it ends.
+pub async fn serve<I>(worker: &Rc<Worker>, peer: Peer, io: I)
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let limit = worker.shared.generation.load().limits.header_timeout;
+    let Ok(Ok(mut connection)) = timeout(limit, builder().handshake::<I, Bytes>(io)).await else {
+        return;
+    };
+    let peer = Rc::new(peer);
+    let mut draining = false;
+    let mut first_request_by = Some(Instant::now() + limit);
+    let mut idle_since = Instant::now();
+    loop {
+        let idle_until = first_request_by.unwrap_or(idle_since + IDLE);
+        let accepted = tokio::select! {
+            accepted = connection.accept() => accepted,
+            () = worker.reached(Phase::Draining), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            // Tunnels reset their streams now; what remains to be written gets a moment.
+            () = worker.reached(Phase::Stopping) => {
+                let _ = timeout(FLUSH, poll_fn(|cx| connection.poll_closed(cx))).await;
+                return;
+            }
+            () = sleep_until(idle_until), if !draining => {
+                if connection.has_streams() {
+                    first_request_by = None;
+                    idle_since = Instant::now();
+                } else {
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
+                continue;
+            }
+            // A client that does not let the connection end is cut off.
+            () = sleep(IDLE), if draining && !connection.has_streams() => return,
+        };
+        let Some(Ok((request, respond))) = accepted else {
+            return;
+        };
+        first_request_by = None;
+        let (worker, peer) = (worker.clone(), peer.clone());
+        tokio::task::spawn_local(async move {
+            let (head, exchange) = exchange(request, respond);
+            session::handle(&worker, &peer, head, exchange).await;
+        });
+    }
+}
+
+fn exchange(
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) -> (RequestHead, H2Exchange) {
+    let (parts, body) = request.into_parts();
+    let protocol = parts.extensions.get::<h2::ext::Protocol>();
+    let head = RequestHead {
+        version: capsule_core::request::Version::H2,
+        method: parts.method.as_str().to_owned(),
+        scheme: parts.uri.scheme_str().map(str::to_owned),
+        authority: parts
+            .uri
+            .authority()
+            .map(|authority| authority.as_str().to_owned()),
+        path: parts
+            .uri
+            .path_and_query()
+            .map(|path| path.as_str().to_owned()),
+        protocol: protocol.map(|protocol| protocol.as_str().to_owned()),
+        fields: parts.headers,
+    };
+    (head, H2Exchange { body, respond })
+}
+
+struct H2Exchange {
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+}
+
+fn response(status: u16, fields: Vec<(HeaderName, HeaderValue)>) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    for (name, value) in fields {
+        // Connection-specific fields have no place here.
+        if name != http::header::UPGRADE && name != http::header::CONNECTION {
+            response.headers_mut().append(name, value);
+        }
+    }
+    response
+}
+
+impl Exchange for H2Exchange {
+    type Recv = H2Recv;
+    type Send = H2Send;
+
+    async fn proceed(&mut self) -> Result<(), Gone> {
+        self.respond
+            .send_informational(response(100, Vec::new()))
+            .map_err(|_| Gone)
+    }
+
+    async fn refuse(mut self, refusal: Refusal) {
+        let mut answer = response(refusal.status, refusal.fields);
+        answer.headers_mut().insert(
+            http::header::CONTENT_LENGTH,
+            HeaderValue::from(refusal.body.len()),
+        );
+        if let Ok(mut stream) = self.respond.send_response(answer, false) {
+            let _ = stream.send_data(refusal.body, true);
+        }
+        // Optimistic bytes are dropped with the body: the library ends the stream with NO_ERROR.
+    }
+
+    async fn accept(
+        mut self,
+        fields: Vec<(HeaderName, HeaderValue)>,
+        _: Option<&str>,
+    ) -> Result<(H2Recv, H2Send), Gone> {
+        let stream = self
+            .respond
+            .send_response(response(200, fields), false)
+            .map_err(|_| Gone)?;
+        Ok((H2Recv::new(self.body), H2Send::new(stream)))
+    }
+
+    async fn gone(&mut self) -> Gone {
+        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        Gone
+    }
+}
+
+/// Bytes from the peer.
+#[derive(Debug)]
+pub struct H2Recv {
+    body: RecvStream,
+}
+
+impl H2Recv {
+    /// Reads the stream's DATA frames.
+    pub fn new(body: RecvStream) -> Self {
+        Self { body }
+    }
+}
+
+impl RecvHalf for H2Recv {
+    async fn recv(&mut self, chunks: &mut Vec<Bytes>) -> Result<bool, Lost> {
+        let more = poll_fn(|cx| {
+            let mut taken = 0;
+            while taken < BATCH {
+                match self.body.poll_data(cx) {
+                    Poll::Ready(Some(Ok(data))) => {
+                        taken += data.len();
+                        if !data.is_empty() {
+                            chunks.push(data);
+                        }
+                    }
+                    Poll::Ready(None) if chunks.is_empty() => return Poll::Ready(Ok(false)),
+                    Poll::Ready(Some(Err(_))) if chunks.is_empty() => {
+                        return Poll::Ready(Err(Lost::Gone));
+                    }
+                    Poll::Pending if chunks.is_empty() => return Poll::Pending,
+                    // Reported again by the next call.
+                    Poll::Ready(None | Some(Err(_))) | Poll::Pending => break,
+                }
+            }
+            Poll::Ready(Ok(true))
+        })
+        .await?;
+        if !more {
+            //= connect-tcp §3.2 no-trailers
+            let trailers = poll_fn(|cx| self.body.poll_trailers(cx)).await;
+            match trailers {
+                Ok(None) => {}
+                Ok(Some(_)) => return Err(Lost::Malformed),
+                Err(_) => return Err(Lost::Gone),
+            }
+        }
+        Ok(more)
+    }
+
+    fn release(&mut self, bytes: usize) {
+        let _ = self.body.flow_control().release_capacity(bytes);
+    }
+
+    fn abort(&mut self, _: Fault) {}
+}
+
+/// Bytes to the peer.
+#[derive(Debug)]
+pub struct H2Send {
+    stream: SendStream<Bytes>,
+    backlog: Backlog,
+    over: bool,
+}
+
+impl H2Send {
+    /// Writes the stream's DATA frames.
+    pub fn new(stream: SendStream<Bytes>) -> Self {
+        Self {
+            stream,
+            backlog: Backlog::default(),
+            over: false,
+        }
+    }
+}
+
+impl SendHalf for H2Send {
+    async fn ready(&mut self, want: usize) -> Result<usize, Gone> {
+        self.stream.reserve_capacity(want);
+        poll_fn(|cx| {
+            loop {
+                let room = self.stream.capacity();
+                if room > 0 {
+                    return Poll::Ready(Ok(room.min(want)));
+                }
+                match self.stream.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(Gone)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    async fn send(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Gone> {
+        let chunk = buffer.freeze_counted(start, end, &self.backlog);
+        self.stream.send_data(chunk, false).map_err(|_| Gone)?;
+        // What was reserved and not used belongs to the other streams of the connection.
+        self.stream.reserve_capacity(0);
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), Gone> {
+        self.over = true;
+        self.stream.send_data(Bytes::new(), true).map_err(|_| Gone)
+    }
+
+    async fn abort(&mut self, fault: Fault) {
+        //= rfc9113 §8.5 connect-error
+        //= rfc9297 §3.3 malformed-h2
+        let reason = match fault {
+            Fault::Target => Reason::CONNECT_ERROR,
+            Fault::Malformed => Reason::PROTOCOL_ERROR,
+            Fault::Cancelled => Reason::CANCEL,
+        };
+        if fault == Fault::Target {
+            // A reset takes queued frames with it: what the target sent before it broke goes first.
+            self.backlog.drained(FLUSH).await;
+        }
+        self.over = true;
+        self.stream.send_reset(reason);
+    }
+
+    async fn gone(&mut self) -> Gone {
+        let _ = poll_fn(|cx| self.stream.poll_reset(cx)).await;
+        Gone
+    }
+}
+
+impl Drop for H2Send {
+    fn drop(&mut self) {
+        // A tunnel's task that ends without a word, by a panic or a cancelled runtime, must not look like a clean end.
+        if !self.over {
+            self.stream.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}

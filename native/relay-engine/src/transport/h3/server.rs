@@ -1,0 +1,492 @@
+//! The server side of HTTP/3 connections: control streams, requests, GOAWAY, and the codes that violations end with.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use capsule_core::request::Version;
+use http::{HeaderName, HeaderValue};
+use quinn::VarInt;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+use super::code::{Code, Fault as Violation};
+use super::control::{self, Control};
+use super::frame::{Decoder, FrameStep, Side, data_header};
+use super::qpack;
+use super::settings::Settings;
+use super::stream::{H3Recv, H3Send, Verdict, close, number};
+use super::uni::{self, Opened, Purpose};
+use super::{datagram, frame, message};
+use crate::auth;
+use crate::session;
+use crate::state::Phase;
+use crate::transport::quic::{self, STREAMS, STREAMS_MOST};
+use crate::transport::{Exchange, Gone, Peer, Refusal, RequestHead};
+use crate::worker::{OpenConnection, Worker};
+
+/// Handshakes under way on a worker beyond which clients must prove their address first.
+const UNPROVEN: u32 = 512;
+/// How long streams may take to say goodbye when the relay stops.
+const GOODBYE: Duration = Duration::from_millis(300);
+/// Bytes read at once from a stream of frames.
+const READ: usize = 64 * 1024;
+
+/// Accepts connections on a worker's endpoint until the relay drains.
+pub async fn accept(worker: Rc<Worker>, endpoint: quinn::Endpoint, listener: usize) {
+    let mut server: Option<(u64, Arc<quinn::ServerConfig>)> = None;
+    let handshakes = Rc::new(Cell::new(0));
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = worker.reached(Phase::Draining) => break,
+        };
+        let Some(incoming) = incoming else { break };
+        let generation = worker.shared.generation.load_full();
+        if handshakes.get() >= UNPROVEN
+            && incoming.may_retry()
+            && !incoming.remote_address_validated()
+        {
+            let _ = incoming.retry();
+            continue;
+        }
+        worker.metrics().connections_accepted.add(1);
+        let Some(slot) = worker.shared.admit_connection() else {
+            worker.metrics().connections_refused.add(1);
+            incoming.refuse();
+            continue;
+        };
+        // A reload counts from the next connection on.
+        let config = match &server {
+            Some((number, config)) if *number == generation.number => config.clone(),
+            _ => {
+                let Some(tls) = generation.tls.get(listener).and_then(Option::as_ref) else {
+                    incoming.refuse();
+                    continue;
+                };
+                let config = Arc::new(quic::server_config(tls));
+                server = Some((generation.number, config.clone()));
+                config
+            }
+        };
+        let Ok(connecting) = incoming.accept_with(config) else {
+            continue;
+        };
+        let (worker, handshakes) = (worker.clone(), handshakes.clone());
+        let limit = generation.limits.header_timeout;
+        spawn_local(async move {
+            worker.metrics().connections_open.add(1);
+            let open = OpenConnection(&worker);
+            handshakes.set(handshakes.get() + 1);
+            let handshake = timeout(limit, connecting).await;
+            handshakes.set(handshakes.get() - 1);
+            if let Ok(Ok(quic)) = handshake {
+                serve(&worker, quic).await;
+            }
+            drop((open, slot));
+        });
+    }
+    endpoint.set_server_config(None);
+}
+
+/// One connection's state, shared by the tasks of its streams.
+struct Connection {
+    quic: quinn::Connection,
+    peer: Peer,
+    opened: RefCell<Opened>,
+    /// Request streams that are open, for datagrams that name them.
+    requests: RefCell<HashMap<u64, Rc<Verdict>>>,
+    /// Request streams the client may have open.
+    limit: Cell<u32>,
+    /// The first request that is not processed, once GOAWAY was sent.
+    goaway: Cell<Option<u64>>,
+    next: Cell<u64>,
+    idle: Notify,
+}
+
+impl Connection {
+    fn violated(&self, code: Code) {
+        close(&self.quic, code);
+    }
+}
+
+async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
+    let address = quic.remote_address();
+    let certificate = quic
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let peer = Peer {
+        address: std::net::SocketAddr::new(address.ip().to_canonical(), address.port()),
+        principal: certificate
+            .and_then(|chain| auth::principal_of_certificate(chain.first()?))
+            .map(Into::into),
+    };
+    let connection = Rc::new(Connection {
+        quic,
+        peer,
+        opened: RefCell::new(Opened::new(Side::Server)),
+        requests: RefCell::default(),
+        limit: Cell::new(STREAMS),
+        goaway: Cell::new(None),
+        next: Cell::new(0),
+        idle: Notify::new(),
+    });
+    // The seed of reserved values only has to vary.
+    let grease = connection.quic.stable_id() as u64 >> 6;
+    let Ok(mut control) = connection.quic.open_uni().await else {
+        return;
+    };
+    let preface = control::preface(&Settings::ours(), grease % 1024);
+    if control.write_all(&preface).await.is_err() {
+        return;
+    }
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            stream = connection.quic.accept_bi() => {
+                let Ok((send, recv)) = stream else { return };
+                begin(worker, &connection, send, recv);
+            }
+            stream = connection.quic.accept_uni() => {
+                let Ok(recv) = stream else { return };
+                let connection = connection.clone();
+                spawn_local(async move {
+                    if let Err(Violation::Connection(code) | Violation::Stream(code)) = unidirectional(&connection, recv).await {
+                        connection.violated(code);
+                    }
+                });
+            }
+            frame = connection.quic.read_datagram() => {
+                let Ok(frame) = frame else { return };
+                datagram(&connection, &frame);
+            }
+            () = worker.reached(Phase::Draining), if !draining => {
+                draining = true;
+                //= rfc9114 §5.2 goaway
+                let id = connection.next.get();
+                connection.goaway.set(Some(id));
+                let mut goaway = Vec::new();
+                control::put_goaway(id, &mut goaway);
+                let _ = control.write_all(&goaway).await;
+            }
+            () = no_requests(&connection), if draining => {
+                // The last answers get a moment to arrive before the connection goes.
+                sleep(GOODBYE).await;
+                return close(&connection.quic, Code::NO_ERROR);
+            }
+            () = worker.reached(Phase::Stopping) => {
+                let _ = timeout(GOODBYE, no_requests(&connection)).await;
+                tokio::task::yield_now().await;
+                return close(&connection.quic, Code::NO_ERROR);
+            }
+        }
+    }
+}
+
+async fn no_requests(connection: &Connection) {
+    loop {
+        let idle = connection.idle.notified();
+        if connection.requests.borrow().is_empty() {
+            return;
+        }
+        idle.await;
+    }
+}
+
+/// Starts a request stream's task.
+fn begin(
+    worker: &Rc<Worker>,
+    connection: &Rc<Connection>,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) {
+    let id = u64::from(VarInt::from(send.id()));
+    if connection.goaway.get().is_some_and(|first| id >= first) {
+        let _ = send.reset(number(Code::REQUEST_REJECTED));
+        let _ = recv.stop(number(Code::REQUEST_REJECTED));
+        return;
+    }
+    connection.next.set(connection.next.get().max(id + 4));
+    let verdict = Rc::new(Verdict::default());
+    let open = {
+        let mut requests = connection.requests.borrow_mut();
+        requests.insert(id, verdict.clone());
+        requests.len() as u32
+    };
+    // Every permitted stream costs memory, so the limit follows what the client uses.
+    let limit = connection.limit.get();
+    if open > limit / 4 * 3 && limit < STREAMS_MOST {
+        connection.limit.set(limit * 2);
+        connection
+            .quic
+            .set_max_concurrent_bi_streams(VarInt::from_u32(limit * 2));
+    }
+    let (worker, connection) = (worker.clone(), connection.clone());
+    spawn_local(async move {
+        let _open = OpenRequest {
+            connection: &connection,
+            id,
+        };
+        request(&worker, &connection, verdict, send, recv).await;
+    });
+}
+
+/// Takes a request off the list, whatever ends its task.
+struct OpenRequest<'a> {
+    connection: &'a Connection,
+    id: u64,
+}
+
+impl Drop for OpenRequest<'_> {
+    fn drop(&mut self) {
+        let mut requests = self.connection.requests.borrow_mut();
+        requests.remove(&self.id);
+        if requests.is_empty() {
+            self.connection.idle.notify_waiters();
+        }
+    }
+}
+
+async fn request(
+    worker: &Rc<Worker>,
+    connection: &Rc<Connection>,
+    verdict: Rc<Verdict>,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) {
+    let limit = worker.shared.generation.load().limits.header_timeout;
+    let mut decoder = Decoder::new(Side::Server);
+    let mut early = Bytes::new();
+    let reading = timeout(limit, read_head(&mut recv, &mut decoder, &mut early)).await;
+    let fault = match reading {
+        Ok(Ok(Some(head))) => {
+            let exchange = H3Exchange {
+                send,
+                recv,
+                quic: connection.quic.clone(),
+                decoder,
+                early,
+                verdict,
+            };
+            let head = RequestHead {
+                version: Version::H3,
+                method: head.method,
+                scheme: head.scheme,
+                authority: head.authority,
+                path: head.path,
+                protocol: head.protocol,
+                fields: head.fields,
+            };
+            return session::handle(worker, &connection.peer, head, exchange).await;
+        }
+        // The client gave up.
+        Ok(Ok(None)) => Violation::Stream(Code::REQUEST_CANCELLED),
+        Ok(Err(fault)) => fault,
+        Err(_) => Violation::Stream(Code::REQUEST_CANCELLED),
+    };
+    match fault {
+        Violation::Connection(code) => connection.violated(code),
+        Violation::Stream(Code::EXCESSIVE_LOAD) => {
+            let reject = capsule_core::reject::Reject::new(
+                431,
+                "Request Header Fields Too Large",
+                "the request head is too large",
+            );
+            answer(&mut send, session::refusal(&reject, None, &[])).await;
+            let _ = recv.stop(number(Code::NO_ERROR));
+        }
+        //= rfc9114 §4.1.2 malformed-request
+        Violation::Stream(code) => {
+            let _ = send.reset(number(code));
+            let _ = recv.stop(number(code));
+        }
+    }
+}
+
+/// Reads up to the end of the request head; what follows it stays in `early`. `None`: the client reset the stream.
+async fn read_head(
+    recv: &mut quinn::RecvStream,
+    decoder: &mut Decoder,
+    early: &mut Bytes,
+) -> Result<Option<message::Request>, Violation> {
+    loop {
+        match decoder.next(early)? {
+            FrameStep::Skip(bytes) => early.advance(bytes),
+            FrameStep::Headers(block) => {
+                return message::request(qpack::decode(&block)?).map(Some);
+            }
+            FrameStep::Data(_) => return Err(Violation::Connection(Code::FRAME_UNEXPECTED)),
+            FrameStep::Idle => match recv.read_chunk(READ, true).await {
+                Ok(Some(chunk)) => *early = chunk.bytes,
+                Ok(None) => {
+                    decoder.end()?;
+                    return Ok(None);
+                }
+                Err(_) => return Ok(None),
+            },
+        }
+    }
+}
+
+/// A stream that the client opened for the connection's own sake.
+async fn unidirectional(
+    connection: &Connection,
+    mut recv: quinn::RecvStream,
+) -> Result<(), Violation> {
+    let mut kind = Vec::new();
+    let kind = loop {
+        match recv.read_chunk(1, true).await {
+            Ok(Some(chunk)) => kind.extend_from_slice(&chunk.bytes),
+            // A stream that ends before it says what it is is no error.
+            Ok(None) | Err(_) => return Ok(()),
+        }
+        if let Some((kind, _)) = uni::stream_type(&kind) {
+            break kind;
+        }
+    };
+    let purpose = connection.opened.borrow_mut().open(kind)?;
+    let mut control = control::Decoder::new(Side::Server);
+    let mut acknowledgements = qpack::DecoderStream::default();
+    loop {
+        let chunk = match recv.read_chunk(READ, true).await {
+            Ok(Some(chunk)) => chunk,
+            //= rfc9114 §6.2.1 control-stream-stays
+            Ok(None) | Err(quinn::ReadError::Reset(_)) if purpose != Purpose::Unknown => {
+                return Err(control::CLOSED);
+            }
+            Ok(None) | Err(_) => return Ok(()),
+        };
+        let mut data = &chunk.bytes[..];
+        match purpose {
+            // What a client says there needs no answer: it cannot be pushed to, and its settings only bind what we do not send.
+            Purpose::Control => {
+                while let Some(said) = control.next(&mut data)? {
+                    if let Control::Settings(settings) = said {
+                        tracing::trace!(?settings, "client settings");
+                    }
+                }
+            }
+            Purpose::QpackEncoder => qpack::encoder_stream(data)?,
+            Purpose::QpackDecoder => acknowledgements.feed(data)?,
+            Purpose::Unknown => {
+                let _ = recv.stop(number(Code::STREAM_CREATION_ERROR));
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A QUIC datagram: no protocol served here gives it a meaning.
+fn datagram(connection: &Connection, frame: &[u8]) {
+    match datagram::parse(frame) {
+        Ok((stream, _)) => {
+            //= rfc9297 §2 datagram-without-meaning
+            if let Some(verdict) = connection.requests.borrow().get(&stream) {
+                verdict.condemn(Code::DATAGRAM_ERROR);
+            }
+        }
+        Err(fault) => connection.violated(fault.code()),
+    }
+}
+
+struct H3Exchange {
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+    quic: quinn::Connection,
+    decoder: Decoder,
+    early: Bytes,
+    verdict: Rc<Verdict>,
+}
+
+/// Writes a head; connection-specific fields have no place in it.
+async fn write_head(
+    send: &mut quinn::SendStream,
+    status: u16,
+    fields: &[(HeaderName, HeaderValue)],
+) -> Result<(), Gone> {
+    let mut head = Vec::new();
+    let fields = fields
+        .iter()
+        .filter(|(name, _)| *name != http::header::UPGRADE && *name != http::header::CONNECTION);
+    message::put_response(status, fields.map(|(name, value)| (name, value)), &mut head);
+    send.write_chunk(head.into()).await.map_err(|_| Gone)
+}
+
+async fn answer(send: &mut quinn::SendStream, mut refusal: Refusal) {
+    let length = HeaderValue::from(refusal.body.len());
+    refusal.fields.push((http::header::CONTENT_LENGTH, length));
+    let mut header = [0; frame::MAX_DATA_HEADER];
+    let size = data_header(refusal.body.len() as u64, &mut header);
+    let header = Bytes::copy_from_slice(&header[..size]);
+    if write_head(send, refusal.status, &refusal.fields)
+        .await
+        .is_ok()
+        && send
+            .write_all_chunks(&mut [header, refusal.body])
+            .await
+            .is_ok()
+    {
+        let _ = send.finish();
+    }
+}
+
+impl Exchange for H3Exchange {
+    type Recv = H3Recv;
+    type Send = H3Send;
+
+    async fn proceed(&mut self) -> Result<(), Gone> {
+        write_head(&mut self.send, 100, &[]).await
+    }
+
+    async fn refuse(mut self, refusal: Refusal) {
+        answer(&mut self.send, refusal).await;
+        // Optimistic bytes are dropped; the answer is complete without them.
+        let _ = self.recv.stop(number(Code::NO_ERROR));
+    }
+
+    async fn accept(
+        mut self,
+        fields: Vec<(HeaderName, HeaderValue)>,
+        _: Option<&str>,
+    ) -> Result<(H3Recv, H3Send), Gone> {
+        write_head(&mut self.send, 200, &fields).await?;
+        let recv = H3Recv::new(
+            self.recv,
+            self.quic,
+            self.decoder,
+            self.early,
+            self.verdict.clone(),
+        );
+        Ok((recv, H3Send::new(self.send, self.verdict)))
+    }
+
+    async fn gone(&mut self) -> Gone {
+        let reset = async {
+            match self.recv.received_reset().await {
+                Ok(None) => std::future::pending().await,
+                Ok(Some(_)) | Err(_) => {}
+            }
+        };
+        let stopped = async {
+            match self.send.stopped().await {
+                Ok(None) => std::future::pending().await,
+                Ok(Some(_)) | Err(_) => {}
+            }
+        };
+        tokio::select! {
+            () = reset => {}
+            () = stopped => {}
+            () = self.verdict.condemned() => {
+                let code = number(Code::DATAGRAM_ERROR);
+                let _ = self.send.reset(code);
+                let _ = self.recv.stop(code);
+            }
+        }
+        Gone
+    }
+}

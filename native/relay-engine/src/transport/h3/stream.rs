@@ -1,0 +1,280 @@
+//! A request stream's data in two halves, on top of the QUIC stack.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures_util::future::{Either, select};
+use quinn::VarInt;
+use tokio::sync::Notify;
+
+use super::code::{self, Code};
+use super::frame::{self, Decoder, FrameStep};
+use crate::pool::{Backlog, Buffer};
+use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
+
+/// Chunks taken from a stream in one go.
+const BATCH: usize = 32;
+/// How long bytes may take to arrive before a reset.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// A code as the QUIC stack wants it.
+pub(super) fn number(code: Code) -> VarInt {
+    VarInt::from_u64(code.value()).unwrap_or(VarInt::MAX)
+}
+
+/// Ends the connection for a violation.
+pub(super) fn close(connection: &quinn::Connection, code: Code) {
+    connection.close(number(code), code.name().unwrap_or_default().as_bytes());
+}
+
+/// What the two halves of a stream and its connection tell each other.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    code: Cell<Option<Code>>,
+    wake: Notify,
+}
+
+impl Verdict {
+    /// Condemns the stream: it is to be reset with `code`, whatever else happens.
+    pub fn condemn(&self, code: Code) {
+        self.code.set(Some(code));
+        self.wake.notify_waiters();
+        self.wake.notify_one();
+    }
+
+    /// The code to reset with: that of the verdict, or the given one.
+    fn or(&self, code: Code) -> VarInt {
+        number(self.code.get().unwrap_or(code))
+    }
+
+    /// Resolves once the stream is condemned. Safe to drop and call again.
+    pub async fn condemned(&self) {
+        while self.code.get().is_none() {
+            self.wake.notified().await;
+        }
+    }
+}
+
+//= rfc9114 §4.4 connect-error
+//= rfc9297 §3.3 malformed-h3
+fn code_of(fault: Fault) -> Code {
+    match fault {
+        Fault::Target => Code::CONNECT_ERROR,
+        Fault::Malformed => Code::MESSAGE_ERROR,
+        Fault::Cancelled => Code::REQUEST_CANCELLED,
+    }
+}
+
+/// Bytes from the peer.
+pub struct H3Recv {
+    stream: quinn::RecvStream,
+    connection: quinn::Connection,
+    decoder: Decoder,
+    /// Received behind the head, not yet decoded.
+    early: Bytes,
+    verdict: Rc<Verdict>,
+    over: bool,
+}
+
+impl fmt::Debug for H3Recv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("H3Recv")
+            .field("stream", &self.stream.id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl H3Recv {
+    /// Reads DATA frames from `stream`, of which `early` was received and `decoder` is behind the head.
+    pub fn new(
+        stream: quinn::RecvStream,
+        connection: quinn::Connection,
+        mut decoder: Decoder,
+        early: Bytes,
+        verdict: Rc<Verdict>,
+    ) -> Self {
+        decoder.tunnel();
+        Self {
+            stream,
+            connection,
+            decoder,
+            early,
+            verdict,
+            over: false,
+        }
+    }
+
+    fn decode(&mut self, mut received: Bytes, chunks: &mut Vec<Bytes>) -> Result<(), Lost> {
+        loop {
+            match self.decoder.next(&received) {
+                Ok(FrameStep::Skip(bytes)) => received.advance(bytes),
+                Ok(FrameStep::Data(bytes)) => {
+                    let length = usize::try_from(bytes)
+                        .unwrap_or(usize::MAX)
+                        .min(received.len());
+                    if length == 0 {
+                        return Ok(());
+                    }
+                    self.decoder.advance(length as u64);
+                    chunks.push(received.split_to(length));
+                }
+                Ok(FrameStep::Headers(_)) => {
+                    return Err(self.violated(code::Fault::Stream(Code::MESSAGE_ERROR)));
+                }
+                Ok(FrameStep::Idle) => return Ok(()),
+                Err(fault) => return Err(self.violated(fault)),
+            }
+        }
+    }
+
+    fn violated(&self, fault: code::Fault) -> Lost {
+        match fault {
+            code::Fault::Connection(code) => {
+                close(&self.connection, code);
+                Lost::Gone
+            }
+            code::Fault::Stream(code) => {
+                self.verdict.condemn(code);
+                Lost::Malformed
+            }
+        }
+    }
+}
+
+impl RecvHalf for H3Recv {
+    async fn recv(&mut self, chunks: &mut Vec<Bytes>) -> Result<bool, Lost> {
+        let early = std::mem::take(&mut self.early);
+        self.decode(early, chunks)?;
+        while chunks.is_empty() {
+            let mut batch = [const { Bytes::new() }; BATCH];
+            let read = {
+                let reading = std::pin::pin!(self.stream.read_chunks(&mut batch));
+                let condemned = std::pin::pin!(self.verdict.condemned());
+                match select(reading, condemned).await {
+                    Either::Left((read, _)) => read,
+                    Either::Right(_) => return Err(Lost::Malformed),
+                }
+            };
+            match read {
+                Ok(Some(count)) => {
+                    for received in batch.into_iter().take(count) {
+                        self.decode(received, chunks)?;
+                    }
+                }
+                Ok(None) => {
+                    return match self.decoder.end() {
+                        Ok(()) => {
+                            self.over = true;
+                            Ok(false)
+                        }
+                        Err(fault) => Err(self.violated(fault)),
+                    };
+                }
+                Err(_) => return Err(Lost::Gone),
+            }
+        }
+        Ok(true)
+    }
+
+    // The QUIC stack gives credit as bytes are read; what was read and not written is one batch.
+    fn release(&mut self, _: usize) {}
+
+    fn abort(&mut self, fault: Fault) {
+        self.over = true;
+        let _ = self.stream.stop(self.verdict.or(code_of(fault)));
+    }
+}
+
+impl Drop for H3Recv {
+    fn drop(&mut self) {
+        if !self.over {
+            let _ = self.stream.stop(self.verdict.or(Code::NO_ERROR));
+        }
+    }
+}
+
+type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>>>>;
+
+/// Bytes to the peer.
+pub struct H3Send {
+    stream: quinn::SendStream,
+    backlog: Backlog,
+    verdict: Rc<Verdict>,
+    stopped: RefCell<Option<Stopped>>,
+    over: bool,
+}
+
+impl fmt::Debug for H3Send {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("H3Send")
+            .field("stream", &self.stream.id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl H3Send {
+    /// Writes DATA frames to `stream`, on which the head was sent.
+    pub fn new(stream: quinn::SendStream, verdict: Rc<Verdict>) -> Self {
+        Self {
+            stream,
+            backlog: Backlog::default(),
+            verdict,
+            stopped: RefCell::new(None),
+            over: false,
+        }
+    }
+}
+
+impl SendHalf for H3Send {
+    async fn ready(&mut self, want: usize) -> Result<usize, Gone> {
+        Ok(want)
+    }
+
+    async fn send(&mut self, mut buffer: Buffer, start: usize, end: usize) -> Result<(), Gone> {
+        let mut header = [0; frame::MAX_DATA_HEADER];
+        let length = frame::data_header((end - start) as u64, &mut header);
+        let front = buffer.prepend(start, &header[..length]);
+        let chunk = buffer.freeze_counted(front, end, &self.backlog);
+        self.stream.write_chunk(chunk).await.map_err(|_| Gone)
+    }
+
+    async fn finish(&mut self) -> Result<(), Gone> {
+        self.over = true;
+        self.stream.finish().map_err(|_| Gone)
+    }
+
+    async fn abort(&mut self, fault: Fault) {
+        if fault == Fault::Target {
+            // A reset takes queued bytes with it: what the target sent before it broke goes first.
+            self.backlog.drained(FLUSH).await;
+        }
+        self.over = true;
+        let _ = self.stream.reset(self.verdict.or(code_of(fault)));
+    }
+
+    async fn gone(&mut self) -> Gone {
+        let mut slot = self.stopped.borrow_mut();
+        let stopped = slot.get_or_insert_with(|| Box::pin(self.stream.stopped()));
+        match stopped.await {
+            Ok(Some(_)) | Err(_) => Gone,
+            // Everything was delivered after the end.
+            Ok(None) => {
+                *slot = Some(Box::pin(pending()));
+                pending().await
+            }
+        }
+    }
+}
+
+impl Drop for H3Send {
+    fn drop(&mut self) {
+        if !self.over {
+            let _ = self.stream.reset(self.verdict.or(Code::INTERNAL_ERROR));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! A TCP socket that several owners may use at once: TLS or HTTP above it, and whoever watches it for errors.
+
+use std::future::pending;
+use std::io;
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::Gone;
+
+/// A shared TCP socket.
+#[derive(Debug, Clone)]
+pub struct Wire(Rc<TcpStream>);
+
+impl Wire {
+    /// Takes a connected socket.
+    pub fn new(stream: TcpStream) -> Self {
+        Self(Rc::new(stream))
+    }
+
+    /// The socket.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.0
+    }
+
+    /// Makes the close of the socket a RST that discards what is queued.
+    pub fn reset_on_close(&self) {
+        let _ = SockRef::from(&*self.0).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Sends FIN.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        SockRef::from(&*self.0).shutdown(Shutdown::Write)
+    }
+
+    /// Resolves when the socket has failed (RST, time-out); a FIN is no failure.
+    pub async fn failed(&self) -> Gone {
+        match self.0.ready(Interest::ERROR).await {
+            Ok(_) => Gone,
+            Err(_) => pending().await,
+        }
+    }
+
+    /// Waits until the peer took what was sent, so that a close does not become a RST that destroys it: FIN, then whatever the
+    /// peer still sends is read and forgotten, within bounds of size and time.
+    pub async fn linger(&self) {
+        const MOST: usize = 1 << 20;
+        const LONGEST: Duration = Duration::from_secs(2);
+        if self.shutdown_write().is_err() {
+            return;
+        }
+        let _ = tokio::time::timeout(LONGEST, async {
+            let mut scratch = [0; 4096];
+            let mut seen = 0;
+            while seen < MOST && self.0.readable().await.is_ok() {
+                match self.0.try_read(&mut scratch) {
+                    Ok(0) => break,
+                    Ok(n) => seen += n,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => break,
+                }
+            }
+        })
+        .await;
+    }
+}
+
+fn would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buf.initialize_unfilled()) {
+                Ok(n) => {
+                    buf.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if would_block(&error) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(buf) {
+                Err(error) if would_block(&error) => {}
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write_vectored(bufs) {
+                Err(error) if would_block(&error) => {}
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.shutdown_write())
+    }
+}

@@ -1,0 +1,276 @@
+//! One worker: a thread with a current-thread runtime, its own sockets, and every connection that arrives on them.
+
+use std::cell::RefCell;
+use std::net::{TcpListener, UdpSocket};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::auth;
+use crate::config::Http;
+use crate::egress::Egress;
+use crate::metrics::WorkerMetrics;
+use crate::state::{Generation, Phase, Shared};
+use crate::transport::prefixed::Prefixed;
+use crate::transport::wire::Wire;
+use crate::transport::{Peer, h1, h2, h3, quic};
+
+/// The client connection preface of HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// After a failed accept, e.g. for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How long connections may take to say goodbye when the relay stops.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A worker's share of one listener.
+#[derive(Debug)]
+pub struct ListenerShare {
+    /// Index in the configuration.
+    pub index: usize,
+    /// HTTP versions offered.
+    pub http: Vec<Http>,
+    /// TCP socket, if TCP is listened on.
+    pub tcp: Option<TcpListener>,
+    /// UDP socket, if h3 is offered.
+    pub udp: Option<UdpSocket>,
+}
+
+/// What the tasks of one worker share.
+pub struct Worker {
+    /// Index among the workers.
+    pub index: usize,
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    phase: watch::Receiver<Phase>,
+    egress: RefCell<Option<(u64, Rc<Egress>)>>,
+}
+
+impl Worker {
+    /// This worker's counters.
+    pub fn metrics(&self) -> &WorkerMetrics {
+        &self.shared.metrics[self.index]
+    }
+
+    /// Where the engine is in its life.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Resolves when the engine is at `phase` or beyond.
+    pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + use<> {
+        let mut receiver = self.phase.clone();
+        async move {
+            // A closed channel means that the engine is gone.
+            let _ = receiver.wait_for(|now| *now >= phase).await;
+        }
+    }
+
+    /// The dialler of a configuration; resolver and its cache live as long as the configuration does.
+    pub fn egress(&self, generation: &Generation) -> Rc<Egress> {
+        let mut slot = self.egress.borrow_mut();
+        match &*slot {
+            Some((number, egress)) if *number == generation.number => egress.clone(),
+            _ => {
+                let egress = Rc::new(Egress::new(&generation.egress));
+                *slot = Some((generation.number, egress.clone()));
+                egress
+            }
+        }
+    }
+}
+
+/// Runs a worker until the engine stops. `started` is told once its sockets are being served.
+pub fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    listeners: Vec<ListenerShare>,
+    started: std::sync::mpsc::Sender<Result<(), String>>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(31)
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = started.send(Err(format!("worker {index}: no runtime: {error}")));
+            return;
+        }
+    };
+    let tasks = LocalSet::new();
+    tasks.block_on(&runtime, async {
+        let phase = shared.phase.subscribe();
+        let worker = Rc::new(Worker {
+            index,
+            shared,
+            phase,
+            egress: RefCell::new(None),
+        });
+        let mut endpoints = Vec::new();
+        for listener in listeners {
+            match serve_listener(&worker, listener) {
+                Ok(Some(endpoint)) => endpoints.push(endpoint),
+                Ok(None) => {}
+                Err(fault) => {
+                    let _ = started.send(Err(fault));
+                    return;
+                }
+            }
+        }
+        let _ = started.send(Ok(()));
+        drop(started);
+        worker.reached(Phase::Stopping).await;
+        // Tunnels reset their streams and connections write that down; then whatever is left is dropped.
+        let _ = timeout(GOODBYE, async {
+            while worker.metrics().connections_open.get() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+            for endpoint in endpoints {
+                endpoint.wait_idle().await;
+            }
+        })
+        .await;
+    });
+    drop(tasks);
+    runtime.shutdown_timeout(Duration::from_millis(100));
+}
+
+fn serve_listener(
+    worker: &Rc<Worker>,
+    listener: ListenerShare,
+) -> Result<Option<quinn::Endpoint>, String> {
+    let place = format!("listeners[{}]", listener.index);
+    let http: Rc<[Http]> = listener.http.into();
+    if let Some(socket) = listener.tcp {
+        let socket = tokio::net::TcpListener::from_std(socket)
+            .map_err(|error| format!("{place}: {error}"))?;
+        spawn_local(accept(worker.clone(), socket, listener.index, http));
+    }
+    let Some(socket) = listener.udp else {
+        return Ok(None);
+    };
+    let generation = worker.shared.generation.load_full();
+    let Some(tls) = &generation.tls[listener.index] else {
+        return Err(format!("{place}: h3 needs a certificate and a private key"));
+    };
+    let endpoint = quic::endpoint(socket, worker.index, quic::server_config(tls))
+        .map_err(|error| format!("{place}: {error}"))?;
+    spawn_local(h3::accept(worker.clone(), endpoint.clone(), listener.index));
+    Ok(Some(endpoint))
+}
+
+async fn accept(
+    worker: Rc<Worker>,
+    listener: tokio::net::TcpListener,
+    index: usize,
+    http: Rc<[Http]>,
+) {
+    let mut draining = std::pin::pin!(worker.reached(Phase::Draining));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut draining => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        worker.metrics().connections_accepted.add(1);
+        let Some(slot) = worker.shared.admit_connection() else {
+            worker.metrics().connections_refused.add(1);
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let peer = Peer {
+            address: std::net::SocketAddr::new(address.ip().to_canonical(), address.port()),
+            principal: None,
+        };
+        let (worker, http) = (worker.clone(), http.clone());
+        spawn_local(async move {
+            worker.metrics().connections_open.add(1);
+            let open = OpenConnection(&worker);
+            let generation = worker.shared.generation.load_full();
+            connection(&worker, &generation, index, &http, peer, Wire::new(stream)).await;
+            drop((open, slot));
+        });
+    }
+}
+
+/// Keeps the gauge of open connections right, whatever ends the task.
+pub struct OpenConnection<'a>(pub &'a Rc<Worker>);
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        self.0.metrics().connections_open.sub(1);
+    }
+}
+
+/// One TCP connection: TLS if the listener has it, then the version that the client speaks.
+async fn connection(
+    worker: &Rc<Worker>,
+    generation: &Generation,
+    index: usize,
+    http: &[Http],
+    mut peer: Peer,
+    mut wire: Wire,
+) {
+    let limit = generation.limits.header_timeout;
+    let Some(tls) = &generation.tls[index] else {
+        let reading = speaks_h2(&mut wire, http);
+        let Ok(Some((is_h2, read))) = timeout(limit, reading).await else {
+            return;
+        };
+        return if is_h2 {
+            h2::serve(worker, peer, Prefixed::new(read, wire)).await;
+        } else {
+            h1::exchange::serve(worker, &peer, h1::Connection::new(wire, read)).await;
+        };
+    };
+    let acceptor = TlsAcceptor::from(tls.tcp.clone());
+    let Ok(Ok(stream)) = timeout(limit, acceptor.accept(wire)).await else {
+        return;
+    };
+    let (_, session) = stream.get_ref();
+    peer.principal = session
+        .peer_certificates()
+        .and_then(|chain| auth::principal_of_certificate(chain.first()?))
+        .map(Into::into);
+    // A client without ALPN speaks HTTP/1.1.
+    let is_h2 = session.alpn_protocol() == Some(b"h2");
+    let stream = tokio_rustls::TlsStream::from(stream);
+    if is_h2 {
+        h2::serve(worker, peer, stream).await;
+    } else if http.contains(&Http::H1) {
+        h1::exchange::serve(worker, &peer, h1::Connection::new(stream, BytesMut::new())).await;
+    }
+}
+
+/// Reads until it is clear whether a cleartext client speaks HTTP/2 with prior knowledge; `None` if it left.
+async fn speaks_h2(wire: &mut Wire, http: &[Http]) -> Option<(bool, BytesMut)> {
+    let mut read = BytesMut::new();
+    if !http.contains(&Http::H2) {
+        return Some((false, read));
+    }
+    loop {
+        let seen = read.len().min(PREFACE.len());
+        if read[..seen] != PREFACE[..seen] {
+            return http.contains(&Http::H1).then_some((false, read));
+        }
+        if seen == PREFACE.len() {
+            return Some((true, read));
+        }
+        if !matches!(wire.read_buf(&mut read).await, Ok(n) if n > 0) {
+            return None;
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Bytes from Python, whatever object holds them.
+
+use std::borrow::Cow;
+
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+/// The content of `bytes` (as it is) or of any other contiguous buffer (copied: it may change under our hands).
+pub(crate) struct Bytes<'py>(Content<'py>);
+
+enum Content<'py> {
+    Shared(Bound<'py, PyBytes>),
+    Copied(Vec<u8>),
+}
+
+impl Bytes<'_> {
+    /// The bytes.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match &self.0 {
+            Content::Shared(bytes) => bytes.as_bytes(),
+            Content::Copied(bytes) => bytes,
+        }
+    }
+
+    /// The bytes, without a copy where they are ours already.
+    pub(crate) fn as_cow(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.as_slice())
+    }
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Bytes<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(bytes) = object.cast::<PyBytes>() {
+            return Ok(Self(Content::Shared(bytes.to_owned())));
+        }
+        let buffer = PyBuffer::<u8>::get(&object).map_err(|_| {
+            PyTypeError::new_err(format!(
+                "a bytes-like object is required, not {}",
+                object
+                    .get_type()
+                    .name()
+                    .map_or_else(|_| "this".into(), |name| name.to_string())
+            ))
+        })?;
+        Ok(Self(Content::Copied(buffer.to_vec(object.py())?)))
+    }
+}

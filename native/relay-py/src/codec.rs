@@ -1,0 +1,272 @@
+//! Varints and capsules for Python.
+
+use capsule_core::capsule::{self, Decoder, Event, MAX_HEADER};
+use capsule_core::varint;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+
+use crate::buffer::Bytes;
+
+pyo3::import_exception!(relay.errors, FramingError);
+
+/// An integer that fits into a varint.
+pub(crate) fn varint_of(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
+    match value.extract::<u64>() {
+        Ok(number) if number <= varint::MAX => Ok(number),
+        Err(error) if error.is_instance_of::<pyo3::exceptions::PyTypeError>(value.py()) => {
+            Err(error)
+        }
+        _ => Err(PyValueError::new_err(format!(
+            "{what} must be from 0 to 2**62 - 1"
+        ))),
+    }
+}
+
+/// Encodes an integer in its shortest form (RFC 9000 §16).
+#[pyfunction]
+pub(crate) fn encode_varint<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    let mut out = [0; varint::MAX_LEN];
+    let length = varint::encode(varint_of(value, "value")?, &mut out);
+    Ok(PyBytes::new(value.py(), &out[..length]))
+}
+
+/// Decodes the integer at `offset`: (value, bytes it took), or None when more bytes are needed.
+#[pyfunction]
+#[pyo3(signature = (data, offset = 0))]
+pub(crate) fn decode_varint(data: Bytes<'_>, offset: usize) -> Option<(u64, usize)> {
+    varint::decode(data.as_slice().get(offset..)?)
+}
+
+fn capsule_bytes<'py>(py: Python<'py>, kind: u64, value: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let mut header = [0; MAX_HEADER];
+    let length = capsule::encode_header(kind, value.len() as u64, &mut header);
+    PyBytes::new_with(py, length + value.len(), |out| {
+        out[..length].copy_from_slice(&header[..length]);
+        out[length..].copy_from_slice(value);
+        Ok(())
+    })
+}
+
+/// Encodes a whole capsule (RFC 9297 §3.2).
+#[pyfunction]
+#[pyo3(signature = (kind, value = None))]
+pub(crate) fn encode_capsule<'py>(
+    kind: &Bound<'py, PyAny>,
+    value: Option<Bytes<'py>>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let value = value.as_ref().map_or(&[][..], Bytes::as_slice);
+    capsule_bytes(kind.py(), varint_of(kind, "kind")?, value)
+}
+
+/// Encodes the header of a capsule whose value follows separately.
+#[pyfunction]
+pub(crate) fn encode_capsule_header<'py>(
+    kind: &Bound<'py, PyAny>,
+    length: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let mut header = [0; MAX_HEADER];
+    let (kind_number, length) = (varint_of(kind, "kind")?, varint_of(length, "length")?);
+    let used = capsule::encode_header(kind_number, length, &mut header);
+    Ok(PyBytes::new(kind.py(), &header[..used]))
+}
+
+/// A whole capsule.
+#[pyclass(frozen, eq, module = "relay._native")]
+#[derive(PartialEq)]
+pub(crate) struct Capsule {
+    #[pyo3(get)]
+    kind: u64,
+    value: Vec<u8>,
+}
+
+#[pymethods]
+impl Capsule {
+    #[classattr]
+    fn __match_args__() -> (&'static str, &'static str) {
+        ("kind", "value")
+    }
+
+    #[new]
+    fn new(kind: u64, value: Bytes<'_>) -> Self {
+        Self {
+            kind,
+            value: value.as_cow().into_owned(),
+        }
+    }
+
+    #[getter]
+    fn value<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.value)
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "Capsule(kind={:#x}, value=<{} bytes>)",
+            self.kind,
+            self.value.len()
+        )
+    }
+}
+
+/// The header of a capsule whose value comes in parts.
+#[pyclass(frozen, eq, get_all, module = "relay._native")]
+#[derive(PartialEq)]
+pub(crate) struct CapsuleHeader {
+    kind: u64,
+    length: u64,
+}
+
+#[pymethods]
+impl CapsuleHeader {
+    #[classattr]
+    fn __match_args__() -> (&'static str, &'static str) {
+        ("kind", "length")
+    }
+
+    #[new]
+    fn new(kind: u64, length: u64) -> Self {
+        Self { kind, length }
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "CapsuleHeader(kind={:#x}, length={})",
+            self.kind, self.length
+        )
+    }
+}
+
+/// A part of the value of the capsule whose header came before.
+#[pyclass(frozen, eq, module = "relay._native")]
+#[derive(PartialEq)]
+pub(crate) struct CapsuleValue {
+    data: Vec<u8>,
+    #[pyo3(get)]
+    remaining: u64,
+}
+
+#[pymethods]
+impl CapsuleValue {
+    #[classattr]
+    fn __match_args__() -> (&'static str, &'static str) {
+        ("data", "remaining")
+    }
+
+    #[new]
+    fn new(data: Bytes<'_>, remaining: u64) -> Self {
+        Self {
+            data: data.as_cow().into_owned(),
+            remaining,
+        }
+    }
+
+    #[getter]
+    fn data<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.data)
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "CapsuleValue(data=<{} bytes>, remaining={})",
+            self.data.len(),
+            self.remaining
+        )
+    }
+}
+
+/// An incremental capsule decoder.
+#[pyclass(module = "relay._native")]
+pub(crate) struct CapsuleDecoder {
+    decoder: Decoder,
+    whole: u64,
+    /// The capsule being collected: its type and the value so far.
+    collecting: Option<(u64, Vec<u8>)>,
+}
+
+#[pymethods]
+impl CapsuleDecoder {
+    #[new]
+    #[pyo3(signature = (max_whole = 65536))]
+    fn new(max_whole: usize) -> Self {
+        Self {
+            decoder: Decoder::new(),
+            whole: max_whole as u64,
+            collecting: None,
+        }
+    }
+
+    fn feed<'py>(&mut self, py: Python<'py>, data: Bytes<'py>) -> PyResult<Bound<'py, PyList>> {
+        let events = PyList::empty(py);
+        let mut rest = data.as_slice();
+        loop {
+            match self.decoder.decode(rest) {
+                Event::Idle => return Ok(events),
+                Event::Partial { consumed } => rest = &rest[consumed..],
+                Event::Header {
+                    kind,
+                    length,
+                    consumed,
+                } => {
+                    rest = &rest[consumed..];
+                    if length == 0 {
+                        events.append(Bound::new(
+                            py,
+                            Capsule {
+                                kind,
+                                value: Vec::new(),
+                            },
+                        )?)?;
+                    } else if length <= self.whole {
+                        self.collecting = Some((kind, Vec::new()));
+                    } else {
+                        events.append(Bound::new(py, CapsuleHeader { kind, length })?)?;
+                    }
+                }
+                Event::Value { remaining } => {
+                    let taken =
+                        usize::try_from(remaining).map_or(rest.len(), |n| n.min(rest.len()));
+                    let (value, after) = rest.split_at(taken);
+                    rest = after;
+                    self.decoder.advance(taken as u64);
+                    let remaining = remaining - taken as u64;
+                    match self.collecting.take() {
+                        None => {
+                            let data = value.to_vec();
+                            events.append(Bound::new(py, CapsuleValue { data, remaining })?)?;
+                        }
+                        Some((kind, mut so_far)) => {
+                            so_far.extend_from_slice(value);
+                            if remaining == 0 {
+                                events.append(Bound::new(
+                                    py,
+                                    Capsule {
+                                        kind,
+                                        value: so_far,
+                                    },
+                                )?)?;
+                            } else {
+                                self.collecting = Some((kind, so_far));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(&self) -> PyResult<()> {
+        if self.decoder.at_boundary() {
+            return Ok(());
+        }
+        //= rfc9297 §3.3 truncated-capsule
+        Err(FramingError::new_err(
+            "the data stream ended inside a capsule",
+        ))
+    }
+
+    #[getter]
+    fn at_boundary(&self) -> bool {
+        self.decoder.at_boundary()
+    }
+}

@@ -1,0 +1,137 @@
+//! The connect-tcp machine for Python.
+
+use capsule_core::capsule::{self, MAX_HEADER};
+use capsule_core::protocols::{self, tcp};
+use capsule_core::tunnel::{End, Finish, Malformed, Step, StreamTunnel as _};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::buffer::Bytes;
+use crate::codec::{FramingError, varint_of};
+
+fn malformed(fault: Malformed) -> PyErr {
+    FramingError::new_err(fault.to_string())
+}
+
+/// One end of a connect-tcp tunnel.
+#[pyclass(module = "relay._native")]
+pub(crate) struct ConnectTcp {
+    machine: tcp::ConnectTcp,
+    data: u64,
+    finished: bool,
+}
+
+impl ConnectTcp {
+    fn open(&self) -> PyResult<()> {
+        if self.machine.outbound_finished() {
+            //= connect-tcp §3 no-data-after-own-final
+            return Err(FramingError::new_err(
+                "nothing may be sent after FINAL_DATA",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl ConnectTcp {
+    #[new]
+    #[pyo3(signature = (token = "connect-tcp-12", *, data = None, final_data = None))]
+    fn new(
+        token: &str,
+        data: Option<&Bound<'_, PyAny>>,
+        final_data: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let (data, final_data) = match (data, final_data) {
+            (Some(data), Some(last)) => (varint_of(data, "data")?, varint_of(last, "final_data")?),
+            (None, None) => protocols::by_name("connect-tcp")
+                .and_then(|row| row.profiles.iter().find(|profile| profile.token == token))
+                .map(|profile| (profile.data, profile.final_data))
+                .ok_or_else(|| {
+                    PyValueError::new_err(format!(
+                        "unknown token {token:?}: give data and final_data, the capsule types that go with it"
+                    ))
+                })?,
+            _ => return Err(PyValueError::new_err("data and final_data go together")),
+        };
+        Ok(Self {
+            machine: tcp::ConnectTcp::new(data, final_data),
+            data,
+            finished: false,
+        })
+    }
+
+    fn receive<'py>(&mut self, py: Python<'py>, data: Bytes<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let mut rest = data.as_slice();
+        let mut payload = Vec::new();
+        loop {
+            match self.machine.inbound(rest).map_err(malformed)? {
+                Step::Skip(count) => rest = &rest[count..],
+                Step::Payload(count) => {
+                    let taken = usize::try_from(count).map_or(rest.len(), |n| n.min(rest.len()));
+                    payload.extend_from_slice(&rest[..taken]);
+                    self.machine.advance(taken as u64);
+                    rest = &rest[taken..];
+                }
+                Step::Finish => self.finished = true,
+                Step::Idle => return Ok(PyBytes::new(py, &payload)),
+            }
+        }
+    }
+
+    fn receive_end(&mut self) -> PyResult<bool> {
+        match self.machine.inbound_end() {
+            End::Finish | End::Complete => {
+                self.finished = true;
+                Ok(true)
+            }
+            End::Abort => Ok(false),
+            End::Malformed(fault) => Err(malformed(fault)),
+        }
+    }
+
+    fn send<'py>(&mut self, py: Python<'py>, payload: Bytes<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.open()?;
+        let payload = payload.as_slice();
+        let mut header = [0; MAX_HEADER];
+        let length = self.machine.outbound_header(payload.len(), &mut header);
+        PyBytes::new_with(py, length + payload.len(), |out| {
+            out[..length].copy_from_slice(&header[..length]);
+            out[length..].copy_from_slice(payload);
+            Ok(())
+        })
+    }
+
+    fn send_header<'py>(&mut self, length: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        self.open()?;
+        let mut header = [0; MAX_HEADER];
+        let used = capsule::encode_header(self.data, varint_of(length, "length")?, &mut header);
+        Ok(PyBytes::new(length.py(), &header[..used]))
+    }
+
+    fn send_final<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.open()?;
+        let mut header = [0; MAX_HEADER];
+        let length = match self.machine.outbound_finish(&mut header) {
+            Finish::Bytes(length) => length,
+            Finish::EndStream => 0,
+        };
+        Ok(PyBytes::new(py, &header[..length]))
+    }
+
+    #[getter]
+    fn receive_finished(&self) -> bool {
+        self.finished
+    }
+
+    #[getter]
+    fn send_finished(&self) -> bool {
+        self.machine.outbound_finished()
+    }
+
+    #[getter]
+    fn unknown_capsules(&self) -> u64 {
+        self.machine.unknown_capsules()
+    }
+}

@@ -1,0 +1,194 @@
+"""``Config``: read from TOML and the environment, or made in code; checked as a whole."""
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, ValidationInfo, model_validator
+
+from relay import _native
+from relay.config import environment, faults, models, native, toml, values
+from relay.config.origins import Origins
+from relay.errors import ConfigError
+
+
+class Config(models.Section):
+    """The whole configuration of a relay.
+
+    Made in code (``Config(listeners=[Listener(address="127.0.0.1:0")])``) or read by :meth:`load`. Durations and sizes
+    are strings with units (``"10s"``, ``"1MiB"``). Every fault is found at once and raised as :class:`ConfigError`.
+    """
+
+    workers: int = Field(default=0, ge=0, le=1024)
+    listeners: list[models.Listener] = Field(min_length=1)
+    auth: models.Auth = models.Auth()
+    protocols: dict[str, models.Protocol] = {}
+    egress: models.Egress = models.Egress()
+    policy: models.Policy = models.Policy()
+    limits: models.Limits = models.Limits()
+    admin: models.Admin = models.Admin()
+    log: models.Log = models.Log()
+
+    _source: Path | None = PrivateAttr(default=None)
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:
+        """Reads a TOML file and the overrides in the environment (``os.environ`` unless given).
+
+        Relative file names in it are relative to the file. Raises ConfigError with every fault.
+        """
+        file = Path(path)
+        tree, lines = _parse(file)
+        found, wrong = environment.overrides(os.environ if environ is None else environ)
+        variables: dict[str, str] = {}
+        for keys, value, variable in found:
+            table = tree
+            for key in keys[:-1]:
+                inner = table.setdefault(key, {})
+                table = inner if isinstance(inner, dict) else {}
+            table[keys[-1]] = value
+            variables[".".join(keys)] = variable
+        origins = Origins(str(file), lines, variables)
+        context = {"base": file.parent, "origins": origins, "faults": wrong}
+        config = cls.model_validate(tree, context=context)
+        config._source = file
+        config._origins = origins
+        return config
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Self:
+        """Makes a configuration from the same tables as the file has. Raises ConfigError with every fault."""
+        return cls.model_validate(dict(tree))
+
+    def reread(self) -> "Config":
+        """The configuration anew from where it came from: the file, or for one made in code the files it names."""
+        if self._source is not None:
+            return type(self).load(self._source)
+        return type(self).model_validate(self.model_dump(exclude_unset=True))
+
+    def warnings(self) -> list[str]:
+        """What is accepted, but not as it may be meant; one line each."""
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        served = {row["name"] for row in _native.protocols()}
+        for name, protocol in self.protocols.items():
+            if name not in served and protocol.enabled:
+                found.append((("protocols", name), f"this version does not serve {name} yet"))
+        if self.admin.address:
+            found.append((("admin", "address"), "this version does not serve the admin endpoint yet"))
+        known = self.auth.users_file or self.auth.tokens_file or any(at.client_ca for at in self.listeners)
+        if self.auth.required and not known:
+            found.append(
+                (("auth",), "nobody has credentials: set users_file or tokens_file, or client_ca at a listener")
+            )
+        return [self.fault(path, text) for path, text in found]
+
+    def fault(self, path: tuple[str | int, ...], text: str) -> str:
+        """A line about a key, with its place: ``relay.toml:LINE: key: text``."""
+        return f"{self._origins.place(path)}: {text}"
+
+    def effective(self) -> str:
+        """The configuration as it is in force, defaults included, as TOML."""
+        return toml.dumps(native.effective(self))
+
+    def to_native(self, hook: bool | None = None) -> str:
+        """The engine's form: JSON with seconds, bytes and the credentials themselves. Raises ConfigError.
+
+        ``hook`` tells whether tunnels are asked about; without it, whether ``policy.hook`` is set.
+        """
+        return native.dumps(self, bool(self.policy.hook) if hook is None else hook)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _whole(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        context = info.context or {}
+        origins: Origins = context.get("origins", Origins())
+        found = [(path, f"{origins.place(path)}: {text}") for path, text in _across(data)]
+        config = None
+        try:
+            config = handler(data)
+        except ValidationError as error:
+            found += faults.lines(cls, error, origins)
+        if config is not None and not found and not context.get("faults"):
+            return config
+        order = {line: number for number, line in enumerate(dict.fromkeys(line for _, line in found))}
+        raise ConfigError([*context.get("faults", []), *sorted(order, key=lambda line: (_line(line), order[line]))])
+
+
+def _line(text: str) -> int:
+    match = re.match(r".*?:(\d+): ", text)
+    return int(match[1]) if match else 0
+
+
+def _parse(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError([f"{file}:{line}: expected text in UTF-8"]) from None
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        match = re.search(r" \(at line (\d+), column (\d+)\)", message)
+        line = int(match[1]) if match else text.rstrip("\n").count("\n") + 1
+        what = message[: match.start()] + f" (column {match[2]})" if match else message
+        raise ConfigError([f"{file}:{line}: expected TOML: {what}"]) from None
+    return tree, _native.toml_lines(text)
+
+
+def _get(table: Any, key: str) -> Any:
+    return table.get(key) if isinstance(table, Mapping) else getattr(table, key, None)
+
+
+def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    """Faults between sections, found in whatever state the rest is."""
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    auth, listeners, protocols = (_get(data, key) for key in ("auth", "listeners", "protocols"))
+    if _get(auth, "required") is False and _get(auth, "open") is not True and isinstance(listeners, list):
+        for listener in listeners:
+            address = _get(listener, "address")
+            if isinstance(address, str) and not _is_loopback(address):
+                found.append(
+                    (
+                        ("auth", "required"),
+                        f"false would open {address} to everybody: listen on loopback, or put open = true beside it",
+                    )
+                )
+                break
+    known = models.known_protocols()
+    rows = {row["name"]: row for row in _native.protocols()}
+    for name, table in protocols.items() if isinstance(protocols, Mapping) else ():
+        if name not in known:
+            found.append((("protocols", name), faults.unknown(str(name), known)))
+            continue
+        row = rows.get(name)
+        tokens = [token for token, _, _ in row["profiles"]] if row else []
+        found += [
+            (("protocols", name, key), f"{name} has no {key}: take it out")
+            for key in ("template", "profiles", "profile")
+            if _get(table, key) and not ((row is None or row["templated"]) and (key == "template" or tokens))
+        ]
+        chosen = _get(table, "profiles")
+        for number, token in enumerate(chosen if isinstance(chosen, list) else ()):
+            if tokens and isinstance(token, str) and token not in tokens:
+                found.append(
+                    (
+                        ("protocols", name, "profiles", number),
+                        f"expected one of {', '.join(tokens)}; others need a [[protocols.{name}.profile]] table",
+                    )
+                )
+    return found
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(values.socket_address(address)[0]).is_loopback
+    except ValueError:
+        return True

@@ -1,0 +1,72 @@
+"""The codec for people who have their own HTTP stack: varints, capsules, the connect-tcp machine. No I/O anywhere.
+
+Everything that takes bytes takes any contiguous buffer of bytes: ``bytes``, ``bytearray``, ``memoryview``. Bytes may be
+split anywhere; nothing waits for a whole capsule unless it is small.
+
+Varints (RFC 9000 §16)
+    ``encode_varint(value) -> bytes`` writes the shortest form of an integer from 0 to 2**62 - 1 (else ValueError).
+    ``decode_varint(data, offset=0) -> (value, bytes taken) | None`` accepts longer forms; None = more bytes are needed.
+
+Capsules (RFC 9297 §3.2)
+    ``encode_capsule(kind, value=None) -> bytes`` makes a whole capsule; ``encode_capsule_header(kind, length)`` makes
+    the header for a value that follows separately.
+    ``CapsuleDecoder(max_whole=65536)``: ``feed(data)`` returns events. A value of up to ``max_whole`` bytes comes as
+    one ``Capsule(kind, value)``; a longer one as ``CapsuleHeader(kind, length)`` and then
+    ``CapsuleValue(data, remaining)`` as its bytes arrive, the last of them with ``remaining`` 0. ``finish()`` raises
+    FramingError when the data stream ended inside a capsule (§3.3).
+
+connect-tcp
+    ``ConnectTcp(token="connect-tcp-12")``: one end of a tunnel, client or proxy alike; ``data`` and ``final_data`` name
+    the capsule types of a token that is not built in.
+    ``receive(data) -> bytes`` takes bytes of the data stream and returns the payload among them; once
+    ``receive_finished`` is true the peer has sent everything (write FIN to the TCP side). Other capsules are skipped,
+    and counted by ``unknown_capsules`` unless they are reserved ones. Data after FINAL_DATA raises FramingError.
+    ``receive_end() -> bool`` tells that the data stream ended cleanly: True = as it should, False = without FINAL_DATA
+    (reset the TCP side); an end inside a capsule raises FramingError.
+    ``send(payload) -> bytes`` wraps payload in a DATA capsule, ``send_header(length)`` makes its header alone,
+    ``send_final()`` makes the FINAL_DATA capsule; after that ``send`` raises FramingError.
+
+    >>> near, far = ConnectTcp(), ConnectTcp()
+    >>> far.receive(near.send(b"hello") + near.send_final())
+    b'hello'
+    >>> far.receive_finished
+    True
+"""
+
+from relay._native import (
+    MAX_VARINT,
+    Capsule,
+    CapsuleDecoder,
+    CapsuleHeader,
+    CapsuleValue,
+    ConnectTcp,
+    decode_varint,
+    encode_capsule,
+    encode_capsule_header,
+    encode_varint,
+)
+from relay.errors import FramingError
+
+__all__ = [
+    "DATAGRAM",
+    "MAX_VARINT",
+    "Capsule",
+    "CapsuleDecoder",
+    "CapsuleHeader",
+    "CapsuleValue",
+    "ConnectTcp",
+    "FramingError",
+    "decode_varint",
+    "encode_capsule",
+    "encode_capsule_header",
+    "encode_varint",
+    "is_grease",
+]
+
+#: The type of a capsule that holds an HTTP datagram (RFC 9297 §3.5).
+DATAGRAM = 0x00
+
+
+def is_grease(kind: int) -> bool:
+    """Whether a capsule type is one of those reserved to be skipped, 0x29 * N + 0x17 (RFC 9297 §5.4)."""
+    return kind >= 0x17 and (kind - 0x17) % 0x29 == 0

@@ -1,0 +1,49 @@
+"""What a hook is asked, and what it answers."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Self, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRequest:
+    """A request for a tunnel, after authentication and before anything is resolved or dialled."""
+
+    protocol: str
+    """Name in the protocol table: ``connect``, ``connect-tcp``."""
+    http: str
+    """HTTP version: ``h1``, ``h2``, ``h3``."""
+    target_host: str
+    """Host name or address (no brackets) as the client asked for it, decoded."""
+    target_port: int
+    principal: str | None
+    """Who asks; None when nobody had to say."""
+    client_address: tuple[str, int]
+    """Address and port that the client connects from."""
+    headers: Mapping[str, str]
+    """Header fields by lower-case name, repeated ones joined by ``, ``; bytes beyond ASCII as Latin-1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A hook's answer. An allowed tunnel still has to pass the rules."""
+
+    allowed: bool
+    reason: str = ""
+    status: int = 403
+
+    @classmethod
+    def allow(cls) -> Self:
+        """Go on."""
+        return cls(True)
+
+    @classmethod
+    def deny(cls, reason: str = "refused by policy", status: int = 403) -> Self:
+        """Refuse with an HTTP status from 400 to 599; the client is shown the reason."""
+        if not 400 <= status <= 599:
+            raise ValueError("status must be from 400 to 599")
+        return cls(False, reason, status)
+
+
+Decide: TypeAlias = Callable[[TunnelRequest], Awaitable[Decision] | Decision]
+"""A hook: a coroutine function, run in the loop of the relay, or a plain one, run in a thread."""

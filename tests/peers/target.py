@@ -1,0 +1,130 @@
+"""TCP targets: scripted by a test, or serving in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from .wire import TcpWire
+
+Serve = Callable[["Connection"], Awaitable[None]]
+
+
+class Connection(TcpWire):
+    """A connection as the target sees it."""
+
+    async def read_exactly(self, length: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < length:
+            data = await self.loop.sock_recv(self.sock, min(length - len(parts), 1 << 18))
+            assert data, f"FIN after {len(parts)} of {length} bytes"
+            parts += data
+        return bytes(parts)
+
+    async def read_to_end(self) -> bytes:
+        """Everything up to FIN or RST; `end` tells which."""
+        parts = bytearray()
+        while data := await self.recv():
+            parts += data
+        return bytes(parts)
+
+
+class Target:
+    """A listening socket on loopback."""
+
+    def __init__(self, serve: Serve | None = None, host: str = "127.0.0.1", backlog: int = 4096, receive_buffer: int | None = None) -> None:
+        self.serve = serve
+        self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.setblocking(False)
+        self.sock.bind((host, 0))
+        self.sock.listen(backlog)
+        self.host, self.port = self.sock.getsockname()[:2]
+        self.accepted = 0
+        self.connections: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.acceptor: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Target:
+        if self.serve is not None:
+            self.acceptor = asyncio.create_task(self.accept_all())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        tasks = [*self.tasks, *([self.acceptor] if self.acceptor else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self.connections:
+            await connection.close()
+        self.sock.close()
+
+    async def accept(self, timeout: float = 10) -> Connection:
+        """The next connection, for a test that plays the target itself."""
+        sock, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(self.sock), timeout)
+        self.accepted += 1
+        connection = Connection(sock)
+        self.connections.add(connection)
+        return connection
+
+    async def accept_all(self) -> None:
+        assert self.serve is not None
+        while True:
+            connection = await self.accept(1e6)
+            task = asyncio.create_task(self.run(connection))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def run(self, connection: Connection) -> None:
+        assert self.serve is not None
+        try:
+            await self.serve(connection)
+        except OSError:
+            pass
+        finally:
+            self.connections.discard(connection)
+            await connection.close()
+
+
+async def echo(connection: Connection) -> None:
+    """Sends back what comes, and the FIN."""
+    while data := await connection.recv():
+        await connection.send(data)
+    if connection.end is not None and connection.end.kind == "clean":
+        await connection.finish()
+
+
+def unused_port(host: str = "127.0.0.1") -> int:
+    """A port where nobody listens."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.bind((host, 0))
+        port = sock.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+class BlackHole:
+    """A listener whose accept queue is full: connection attempts get no answer at all."""
+
+    def __init__(self) -> None:
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(0)
+        self.port = self.listener.getsockname()[1]
+        self.fillers: list[socket.socket] = []
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", self.port))
+            self.fillers.append(filler)
+
+    def __enter__(self) -> BlackHole:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for filler in self.fillers:
+            filler.close()
+        self.listener.close()
