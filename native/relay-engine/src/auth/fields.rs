@@ -28,7 +28,6 @@ pub(crate) enum Presented {
 
 /// All credentials of a request, `Proxy-Authorization` first. What cannot be read counts as absent, like the
 /// credentials of schemes that are not served.
-//= rfc9110 §11.6.2 authorization-scheme
 pub(crate) fn presented(fields: &dyn Fields) -> Vec<Presented> {
     let mut found = Vec::new();
     for name in ["proxy-authorization", "authorization"] {
@@ -80,7 +79,6 @@ mod tests {
     }
 
     #[test]
-    //= rfc9110 §11.6.2 authorization-scheme
     fn schemes_ignore_case() {
         assert_eq!(
             parse(b"bAsIc YWxpY2U6cGFzcw=="),

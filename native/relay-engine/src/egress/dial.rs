@@ -69,6 +69,8 @@ struct Progress {
 ///
 /// # Errors
 /// The most telling error of all attempts.
+//= connect-tcp §4.1 race-addresses
+//= connect-tcp §4.1 race-holds-payload
 pub async fn dial(
     egress: &Egress,
     target: &Target,
@@ -91,7 +93,7 @@ pub async fn dial(
             progress.race = Race::literal(address);
         }
         Host::Name(name) => {
-            //= rfc8305 §3 aaaa-first
+            //= rfc8305 §3 parallel-queries
             for family in [Family::V6, Family::V4] {
                 let lookup = egress.resolver.lookup(name, family);
                 events.push(Box::pin(
@@ -124,6 +126,8 @@ pub async fn dial(
             biased;
             Some(event) = events.next() => match event {
                 Event::Attempted(address, Ok(stream)) => {
+                    // The other attempts go with this future, and nothing was ever sent on them.
+                    //= rfc8305 §5 cancel-losers
                     return Ok(Dialled { stream, peer: SocketAddr::new(address, target.port) });
                 }
                 Event::Attempted(address, Err(error)) => {
