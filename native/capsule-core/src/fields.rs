@@ -67,3 +67,22 @@ pub(crate) fn list<'f>(fields: &'f dyn Fields, name: &str) -> Vec<&'f [u8]> {
     });
     elements
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_compare_without_case_and_lines_add_up() {
+        let fields: [(&str, &[u8]); 4] = [
+            ("Upgrade", b"a, b"),
+            ("upgrade", b" ,, c "),
+            ("upgrades", b"d"),
+            ("UPGRADE", b""),
+        ];
+        assert_eq!(count(&fields, "upgrade"), 3);
+        assert_eq!(first(&fields, "upgrade"), Some(&b"a, b"[..]));
+        assert_eq!(list(&fields, "upgrade"), [&b"a"[..], b"b", b"c"]);
+        assert_eq!(first(&fields, "host"), None);
+    }
+}

@@ -27,6 +27,7 @@ macro_rules! errors {
             }
 
             /// The recommended status of the final answer.
+            //= rfc9209 §2.1.1 error-status
             #[must_use]
             pub const fn status(self) -> u16 {
                 match self { $(Self::$variant => $status),* }
@@ -129,6 +130,7 @@ pub struct ProxyStatus<'a> {
 
 impl ProxyStatus<'_> {
     /// The field's value.
+    //= rfc9209 §2 member
     #[must_use]
     pub fn to_field(&self) -> String {
         let printable_name = printable(self.name);
@@ -180,4 +182,113 @@ fn printable(text: &str) -> String {
 
 fn string(printable: &str) -> &StringRef {
     StringRef::from_str(printable).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use alloc::collections::BTreeSet;
+
+    use super::*;
+    use proptest::prelude::*;
+    use sfv::{BareItem, List, ListEntry, Parser};
+
+    //= rfc9209 §2 member
+    #[test]
+    fn success_names_the_next_hop() {
+        let status = ProxyStatus {
+            name: "relay.example",
+            next_hop: Some("192.0.2.1"),
+            ..ProxyStatus::default()
+        };
+        assert_eq!(status.to_field(), "relay.example;next-hop=\"192.0.2.1\"");
+    }
+
+    //= rfc9209 §2 member
+    #[test]
+    fn failure_tells_everything_it_was_given() {
+        let status = ProxyStatus {
+            name: "relay",
+            error: Some(ProxyError::DnsError),
+            next_hop: Some("2001:db8::1"),
+            next_protocol: Some("h2"),
+            next_hop_aliases: Some("cdn.example.net"),
+            rcode: Some("NXDOMAIN"),
+            info_code: Some(22),
+            received_status: Some(503),
+            details: Some("no such \"name\""),
+        };
+        assert_eq!(
+            status.to_field(),
+            "relay;error=dns_error;rcode=\"NXDOMAIN\";next-hop=\"2001:db8::1\";\
+             next-hop-aliases=\"cdn.example.net\";details=\"no such \\\"name\\\"\";\
+             next-protocol=h2;info-code=22;received-status=503"
+        );
+    }
+
+    #[test]
+    fn odd_texts_still_make_a_field() {
+        let status = ProxyStatus {
+            name: "my relay\u{e9}",
+            next_protocol: Some("http/1.1 \r\n"),
+            details: Some("line\r\nbreak"),
+            ..ProxyStatus::default()
+        };
+        let field = status.to_field();
+        assert!(field.starts_with("\"my relay?\";details=\"line??break\""));
+        assert!(field.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+    }
+
+    //= rfc9209 §2.1.1 error-status
+    #[test]
+    fn statuses_are_the_recommended_ones() {
+        use ProxyError as E;
+        for (error, token, status) in [
+            (E::DnsTimeout, "dns_timeout", 504),
+            (E::DnsError, "dns_error", 502),
+            (E::DestinationUnavailable, "destination_unavailable", 503),
+            (E::DestinationIpProhibited, "destination_ip_prohibited", 502),
+            (E::DestinationIpUnroutable, "destination_ip_unroutable", 502),
+            (E::ConnectionRefused, "connection_refused", 502),
+            (E::ConnectionTimeout, "connection_timeout", 504),
+            (E::ConnectionLimitReached, "connection_limit_reached", 503),
+            (E::HttpRequestError, "http_request_error", 400),
+            (E::HttpRequestDenied, "http_request_denied", 403),
+            (E::ProxyInternalError, "proxy_internal_error", 500),
+            (E::ProxyLoopDetected, "proxy_loop_detected", 502),
+        ] {
+            assert_eq!((error.token(), error.status()), (token, status));
+        }
+        let tokens: BTreeSet<_> = E::ALL.iter().map(|error| error.token()).collect();
+        assert_eq!(tokens.len(), E::ALL.len());
+        assert!(E::ALL.iter().all(|e| (400..600).contains(&e.status())));
+    }
+
+    proptest! {
+        #[test]
+        fn every_field_parses_as_a_list_of_one(
+            name in any::<String>(),
+            details in prop::option::of(any::<String>()),
+            hop in prop::option::of(any::<String>()),
+            protocol in prop::option::of(any::<String>()),
+            error in prop::option::of(prop::sample::select(ProxyError::ALL)),
+        ) {
+            let field = ProxyStatus {
+                name: &name,
+                error,
+                next_hop: hop.as_deref(),
+                next_protocol: protocol.as_deref(),
+                details: details.as_deref(),
+                ..ProxyStatus::default()
+            }
+            .to_field();
+            let list: List = Parser::new(&field).parse().unwrap();
+            prop_assert_eq!(list.len(), 1);
+            let ListEntry::Item(item) = &list[0] else { panic!("an inner list") };
+            prop_assert!(matches!(item.bare_item, BareItem::Token(_) | BareItem::String(_)));
+            prop_assert_eq!(item.params.contains_key("error"), error.is_some());
+            prop_assert_eq!(item.params.contains_key("details"), details.is_some());
+        }
+    }
 }

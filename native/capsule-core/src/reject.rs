@@ -88,3 +88,46 @@ fn quote(text: &str, json: &mut String) {
     }
     json.push('"');
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn problem_documents_are_json() {
+        let reject = Reject::new(403, "Forbidden", "port 25 is \"denied\"\n");
+        let json: serde_json::Value = serde_json::from_str(&reject.problem()).unwrap();
+        assert_eq!(json["type"], "about:blank");
+        assert_eq!(json["title"], "Forbidden");
+        assert_eq!(json["status"], 403);
+        assert_eq!(json["detail"], "port 25 is \"denied\"\n");
+        assert!(
+            !Reject::new(404, "Not Found", "")
+                .problem()
+                .contains("detail")
+        );
+    }
+
+    #[test]
+    fn builders_add_up() {
+        let reject = Reject::new(405, "Method Not Allowed", "")
+            .with_error(ProxyError::HttpRequestError)
+            .with_field("allow", "GET")
+            .with_close();
+        assert_eq!(reject.error, Some(ProxyError::HttpRequestError));
+        assert_eq!(reject.fields, [("allow", String::from("GET"))]);
+        assert!(reject.close);
+    }
+
+    proptest! {
+        #[test]
+        fn any_detail_survives(detail in any::<String>()) {
+            let problem = Reject::new(500, "x", detail.clone()).problem();
+            let json: serde_json::Value = serde_json::from_str(&problem).unwrap();
+            prop_assert_eq!(json["detail"].as_str().unwrap_or(""), detail);
+        }
+    }
+}

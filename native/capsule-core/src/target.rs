@@ -172,3 +172,146 @@ fn parse_port(port: &str) -> Result<u16, TargetError> {
         Ok(port) => Ok(port),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use alloc::string::ToString as _;
+
+    use super::*;
+
+    fn host(host: &str) -> Result<Host, TargetError> {
+        Target::from_values(host, "443").map(|target| target.host)
+    }
+
+    //= rfc9298 §3 target-host
+    #[test]
+    fn addresses_and_names() {
+        assert_eq!(
+            host("192.0.2.1"),
+            Ok(Host::Ip("192.0.2.1".parse().unwrap()))
+        );
+        assert_eq!(
+            host("2001:DB8::1"),
+            Ok(Host::Ip("2001:db8::1".parse().unwrap()))
+        );
+        assert_eq!(
+            host("::ffff:127.0.0.1"),
+            Ok(Host::Ip("::ffff:127.0.0.1".parse().unwrap()))
+        );
+        for name in [
+            "example.com",
+            "Example.COM.",
+            "localhost",
+            "a-b_c.xn--nxasmq6b",
+            "3com.com",
+            "0x7f.example",
+        ] {
+            assert_eq!(host(name), Ok(Host::Name(name.to_string())));
+        }
+    }
+
+    //= rfc9298 §3 target-host
+    #[test]
+    fn what_is_neither_is_refused() {
+        assert_eq!(host(""), Err(TargetError::EmptyHost));
+        for zone in ["fe80::1%eth0", "fe80::1%25eth0"] {
+            assert_eq!(host(zone), Err(TargetError::Zone));
+        }
+        for numeric in [
+            "127.1",
+            "0x7f.1",
+            "2130706433",
+            "0x7f000001",
+            "1.2.3.4.5",
+            "256.1.1.1",
+            "0177.0.0.1",
+            "a.0x",
+            "127.0.0.1.",
+            "example.1",
+        ] {
+            assert_eq!(host(numeric), Err(TargetError::NumericHost), "{numeric}");
+        }
+        for bad in [
+            ".",
+            "a..b",
+            ".a",
+            "a,b",
+            "192.0.2.1,192.0.2.2",
+            "a b",
+            "a/b",
+            "a?b",
+            "a#b",
+            "user@host",
+            "a\0b",
+            "a%00b",
+            "bücher.example",
+            "[::1]",
+            "::g",
+            "1:2:3",
+            "a\r\nb",
+            "*",
+        ] {
+            assert_eq!(host(bad), Err(TargetError::BadHost), "{bad:?}");
+        }
+        let label = "a".repeat(63);
+        assert!(host(&label).is_ok());
+        assert_eq!(host(&(label.clone() + "a")), Err(TargetError::BadHost));
+        let long = [&label[..]; 4].join(".");
+        assert_eq!(long.len(), 255);
+        assert_eq!(host(&long), Err(TargetError::BadHost));
+        assert!(host(&long[2..]).is_ok());
+    }
+
+    //= rfc9298 §3 target-port
+    #[test]
+    fn ports_are_digits_from_1_to_65535() {
+        for (text, port) in [("1", 1), ("443", 443), ("65535", 65535), ("00080", 80)] {
+            let target = Target::from_values("a", text);
+            assert_eq!(target.map(|target| target.port), Ok(port));
+        }
+        for bad in [
+            "", "0", "00000", "65536", "99999", "+80", "-1", " 80", "80 ", "8o", "0x50", "1e3",
+            "000080", "٨٠",
+        ] {
+            let target = Target::from_values("a", bad);
+            assert_eq!(target, Err(TargetError::BadPort), "{bad:?}");
+        }
+    }
+
+    //= rfc9110 §9.3.6 connect-authority-form
+    #[test]
+    fn authorities() {
+        for (authority, host, port) in [
+            ("example.com:443", "example.com", 443),
+            ("192.0.2.1:80", "192.0.2.1", 80),
+            ("[2001:db8::1]:8080", "2001:db8::1", 8080),
+        ] {
+            let target = Target::from_authority(authority).unwrap();
+            assert_eq!(target.host.to_string(), host);
+            assert_eq!(target.port, port);
+            assert_eq!(target.to_string(), authority);
+        }
+        for (bad, fault) in [
+            ("", TargetError::BadAuthority),
+            ("example.com", TargetError::BadAuthority),
+            ("2001:db8::1:443", TargetError::BadAuthority),
+            ("[2001:db8::1:443", TargetError::BadAuthority),
+            ("[::1]x:443", TargetError::BadAuthority),
+            ("[::1]", TargetError::BadAuthority),
+            ("[192.0.2.1]:80", TargetError::BadHost),
+            ("[fe80::1%25eth0]:80", TargetError::Zone),
+            ("user@example.com:80", TargetError::BadHost),
+            ("user:pass@example.com:80", TargetError::BadAuthority),
+            (":80", TargetError::EmptyHost),
+            ("example.com:", TargetError::BadPort),
+            ("example.com:0", TargetError::BadPort),
+            ("example.com:+80", TargetError::BadPort),
+            ("http://example.com:80", TargetError::BadAuthority),
+            ("example.com:80/", TargetError::BadPort),
+        ] {
+            assert_eq!(Target::from_authority(bad), Err(fault), "{bad:?}");
+        }
+    }
+}

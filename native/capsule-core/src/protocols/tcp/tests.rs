@@ -137,7 +137,7 @@ fn an_end_inside_a_capsule_is_malformed() {
             let stream = [capsule(DATA, b"x"), last[..cut].to_vec()].concat();
             let course = run(&stream);
             assert_eq!(course.end, Ok(End::Malformed(Malformed::TruncatedCapsule)));
-            assert_eq!(course.finishes, []);
+            assert!(course.finishes.is_empty());
         }
     }
     let after_final = [capsule(FINAL, b""), vec![0x17]].concat();
