@@ -304,6 +304,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         Err(ended) => {
             let fault = match ended {
                 Ended::TargetGone | Ended::ClientIncomplete => Fault::Target,
+                Ended::Malformed(Malformed::UnexpectedDatagram) => Fault::Datagram,
                 Ended::Malformed(_) | Ended::MalformedMessage => Fault::Malformed,
                 //= connect-tcp §3.4 abrupt-close-h2
                 //= connect-tcp §3.4 abrupt-close-h3

@@ -305,7 +305,7 @@ impl SendHalf for H2Send {
         //= rfc9297 §3.3 malformed-capsule
         let reason = match fault {
             Fault::Target => Reason::CONNECT_ERROR,
-            Fault::Malformed => Reason::PROTOCOL_ERROR,
+            Fault::Malformed | Fault::Datagram => Reason::PROTOCOL_ERROR,
             Fault::Cancelled => Reason::CANCEL,
         };
         if fault == Fault::Target {

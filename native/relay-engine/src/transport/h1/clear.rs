@@ -122,13 +122,10 @@ impl SendHalf for ClearSend {
         Ok(())
     }
 
-    async fn abort(&mut self, fault: Fault) {
-        match fault {
-            //= connect-tcp §3.4 abrupt-close-h1
-            Fault::Target | Fault::Malformed | Fault::Cancelled => {
-                self.shared.wire.reset_on_close();
-            }
-        }
+    async fn abort(&mut self, _: Fault) {
+        //= connect-tcp §3.4 abrupt-close-h1
+        //= rfc9112 §8 incomplete-close
+        self.shared.wire.reset_on_close();
     }
 
     async fn gone(&mut self) -> Gone {

@@ -469,15 +469,13 @@ impl Exchange for H3Exchange {
 
     async fn gone(&mut self) -> Gone {
         let reset = async {
-            match self.recv.received_reset().await {
-                Ok(None) => std::future::pending().await,
-                Ok(Some(_)) | Err(_) => {}
+            if let Ok(None) = self.recv.received_reset().await {
+                std::future::pending::<()>().await;
             }
         };
         let stopped = async {
-            match self.send.stopped().await {
-                Ok(None) => std::future::pending().await,
-                Ok(Some(_)) | Err(_) => {}
+            if let Ok(None) = self.send.stopped().await {
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {
