@@ -111,7 +111,7 @@ impl Receiver {
                 Step::Idle if self.fetch().await? => {}
                 Step::Idle => match self.machine.inbound_end() {
                     End::Finish | End::Complete => self.finished = true,
-                    //= connect-tcp §4 clean-end-without-final-data
+                    //= connect-tcp §3.4 end-without-final-sends-rst
                     End::Abort => return Err(Cut::Reset),
                     End::Malformed(fault) => return Err(fault.into()),
                 },
@@ -246,7 +246,7 @@ impl Sender {
     ///
     /// # Errors
     /// [`Cut::Reset`].
-    //= connect-tcp §4 end-stream-after-tcp-closed
+    //= connect-tcp §3.4 graceful-close
     pub async fn close(&mut self) -> Result<(), Cut> {
         match self.machine.outbound_finish(&mut [0; MAX_HEADER]) {
             Finish::EndStream => Ok(()),
