@@ -74,9 +74,12 @@ impl Generation {
                 Err(fault) => faults.push(format!("listeners[{index}]: {fault}")),
             }
         }
-        if !faults.is_empty() {
+        let credentials = Credentials::new(&config.auth)
+            .map_err(|fault| faults.push(format!("auth: {fault}")))
+            .ok();
+        let Some(credentials) = credentials.filter(|_| faults.is_empty()) else {
             return Err(faults);
-        }
+        };
         let memory = match config.limits.memory {
             0 => machine_memory() / 4 * 3,
             bytes => bytes,
@@ -85,7 +88,7 @@ impl Generation {
             number,
             routes,
             ruleset: Arc::new(Ruleset::compile(&config.policy)),
-            credentials: Arc::new(Credentials::new(&config.auth)),
+            credentials: Arc::new(credentials),
             auth_required: config.auth.required,
             realm: config.auth.realm.clone(),
             egress: config.egress.clone(),

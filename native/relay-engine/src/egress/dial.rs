@@ -59,7 +59,7 @@ struct Progress {
     v4: Option<Unresolved>,
     v6: Option<Unresolved>,
     refusal: Option<Refusal>,
-    worst: Option<DialError>,
+    failure: Option<DialError>,
 }
 
 /// Connects to a target.
@@ -69,6 +69,8 @@ struct Progress {
 ///
 /// # Errors
 /// The most telling error of all attempts.
+//= connect-tcp §4.1 race-addresses
+//= connect-tcp §4.1 race-holds-payload
 pub async fn dial(
     egress: &Egress,
     target: &Target,
@@ -81,7 +83,7 @@ pub async fn dial(
         v4: None,
         v6: None,
         refusal: None,
-        worst: None,
+        failure: None,
     };
     match &target.host {
         Host::Ip(address) => {
@@ -91,7 +93,7 @@ pub async fn dial(
             progress.race = Race::literal(address);
         }
         Host::Name(name) => {
-            //= rfc8305 §3 aaaa-first
+            //= rfc8305 §3 parallel-queries
             for family in [Family::V6, Family::V4] {
                 let lookup = egress.resolver.lookup(name, family);
                 events.push(Box::pin(
@@ -124,11 +126,13 @@ pub async fn dial(
             biased;
             Some(event) = events.next() => match event {
                 Event::Attempted(address, Ok(stream)) => {
+                    // The other attempts go with this future, and nothing was ever sent on them.
+                    //= rfc8305 §5 cancel-losers
                     return Ok(Dialled { stream, peer: SocketAddr::new(address, target.port) });
                 }
                 Event::Attempted(address, Err(error)) => {
                     progress.race.failed(address);
-                    progress.worst = progress.worst.max(Some(error));
+                    progress.failure = progress.failure.max(Some(error));
                 }
                 Event::Resolved(family, answer) => progress.resolved(family, answer, &permit),
             },
@@ -171,7 +175,7 @@ impl Progress {
 
     /// Every attempt has failed, or there was none to make.
     fn into_error(self) -> DialError {
-        if let Some(error) = self.worst {
+        if let Some(error) = self.failure {
             return error;
         }
         if let Some(refusal) = self.refusal {
@@ -189,6 +193,10 @@ impl Progress {
         } else {
             DialError::DnsTimeout
         };
-        self.worst.map_or(now.clone(), |worst| worst.max(now))
+        self.failure.map_or(now.clone(), |failure| failure.max(now))
     }
 }
+
+#[cfg(test)]
+#[path = "dial_tests.rs"]
+mod tests;

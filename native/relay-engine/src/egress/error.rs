@@ -49,7 +49,7 @@ pub enum DialError {
 
 impl DialError {
     /// Error type for `Proxy-Status`.
-    //= rfc9209 §2.3 error-from-cause
+    //= rfc9209 §2.1.1 error-most-specific
     #[must_use]
     pub fn error(&self) -> ProxyError {
         match self {
@@ -66,6 +66,7 @@ impl DialError {
     }
 
     /// HTTP status of the answer.
+    //= rfc9209 §2.1.1 error-status
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
@@ -75,7 +76,6 @@ impl DialError {
     }
 
     /// DNS response code for `Proxy-Status`, e.g. `NXDOMAIN`.
-    //= rfc9209 §2.3.2 dns-error-rcode
     #[must_use]
     pub fn rcode(&self) -> Option<&str> {
         match self {
@@ -155,7 +155,8 @@ mod tests {
     }
 
     #[test]
-    //= rfc9209 §2.3 error-from-cause
+    //= rfc9209 §2.1.1 error-most-specific
+    //= rfc9209 §2.1.1 error-status
     fn error_numbers_become_proxy_errors() {
         let table = [
             (Errno::ECONNREFUSED, 502, "connection_refused"),
@@ -180,7 +181,6 @@ mod tests {
     }
 
     #[test]
-    //= rfc9209 §2.3.2 dns-error-rcode
     fn resolution_failures_become_proxy_errors() {
         use Unresolved::{LimitReached, NoData, Rcode, Timeout, Unavailable};
         let nxdomain = || Rcode("NXDOMAIN".into());

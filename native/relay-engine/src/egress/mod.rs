@@ -5,6 +5,8 @@ pub mod dns;
 mod error;
 pub mod happy_eyeballs;
 mod tcp;
+#[cfg(test)]
+mod test_server;
 
 pub use dial::{Dialled, Egress, dial};
 pub use error::DialError;

@@ -14,6 +14,7 @@ use super::networks::Networks;
 use crate::config;
 
 /// Why a target is refused. Says nothing about what a name resolved to.
+//= rfc9209 §4 no-secrets
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Refusal {
     /// The port is one of the denied ones.
@@ -35,7 +36,6 @@ impl Refusal {
     }
 
     /// Error type for `Proxy-Status`.
-    //= rfc9209 §2.3.5 destination-ip-prohibited
     #[must_use]
     pub fn error(self) -> ProxyError {
         match self {
@@ -119,6 +119,7 @@ impl Ruleset {
     ///
     /// # Errors
     /// The refusal, if the target can never be reached.
+    //= rfc9110 §9.3.6 connect-restrict
     pub fn before_hook(&self, host: &Host, port: u16) -> Result<(), Refusal> {
         if let Host::Ip(address) = host
             && self.deny_networks.touch(*address)

@@ -79,7 +79,7 @@ fn by_default_public_unicast_is_allowed_and_nothing_else() {
 }
 
 #[test]
-//= rfc9209 §2.3.5 destination-ip-prohibited
+//= rfc9209 §4 no-secrets
 fn refusals_know_their_answer() {
     let reject = Refusal::Address.reject();
     assert_eq!(
@@ -96,6 +96,7 @@ fn refusals_know_their_answer() {
 }
 
 #[test]
+//= rfc9110 §9.3.6 connect-restrict
 fn denied_ports_are_refused_before_anything_is_resolved() {
     let ruleset = Arc::new(Ruleset::compile(&policy()));
     let refused = ruleset.before_dns(Some("alice"), "connect-tcp", &name("mail.example"), 25);

@@ -81,6 +81,8 @@ pub enum Fault {
     Target,
     /// The client's data stream was malformed.
     Malformed,
+    /// The client sent a datagram where none has a meaning.
+    Datagram,
     /// The relay gives the tunnel up (idle, drain, cancelled).
     Cancelled,
 }

@@ -72,7 +72,7 @@ impl RecvHalf for SecureRecv {
                         0 => break,
                         n => filled += n,
                     },
-                    //= connect-tcp §4 tls-truncation-is-abrupt
+                    //= rfc9112 §9.8 tls-truncation
                     Poll::Ready(Err(_)) if filled == 0 => return Poll::Ready(Err(Lost::Gone)),
                     Poll::Ready(Err(_)) => break,
                 }
@@ -119,7 +119,9 @@ impl SendHalf for SecureSend {
     }
 
     async fn abort(&mut self, _: Fault) {
-        //= connect-tcp §4 abort-h1-tls
+        //= connect-tcp §3.4 abrupt-close-h1-tls
+        //= rfc9297 §3.3 malformed-capsule
+        //= rfc9112 §8 incomplete-close
         // FIN without close_notify: the peer's TLS layer sees a truncation, and what was sent before still arrives.
         if !self.shared.sent_fin.get() {
             let _ = self.shared.wire.shutdown_write();

@@ -167,7 +167,6 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
             }
             () = worker.reached(Phase::Draining), if !draining => {
                 draining = true;
-                //= rfc9114 §5.2 goaway
                 let id = connection.next.get();
                 connection.goaway.set(Some(id));
                 let mut goaway = Vec::new();
@@ -386,6 +385,8 @@ fn datagram(connection: &Connection, frame: &[u8]) {
     match datagram::parse(frame) {
         Ok((stream, _)) => {
             //= rfc9297 §2 datagram-without-meaning
+            //= rfc9297 §2.1 datagram-unknown-stream
+            //= rfc9297 §2.1 datagram-after-close
             if let Some(verdict) = connection.requests.borrow().get(&stream) {
                 verdict.condemn(Code::DATAGRAM_ERROR);
             }
@@ -445,6 +446,7 @@ impl Exchange for H3Exchange {
 
     async fn refuse(mut self, refusal: Refusal) {
         answer(&mut self.send, refusal).await;
+        //= connect-tcp §4.1 discard-optimistic
         // Optimistic bytes are dropped; the answer is complete without them.
         let _ = self.recv.stop(number(Code::NO_ERROR));
     }
@@ -467,15 +469,13 @@ impl Exchange for H3Exchange {
 
     async fn gone(&mut self) -> Gone {
         let reset = async {
-            match self.recv.received_reset().await {
-                Ok(None) => std::future::pending().await,
-                Ok(Some(_)) | Err(_) => {}
+            if let Ok(None) = self.recv.received_reset().await {
+                std::future::pending::<()>().await;
             }
         };
         let stopped = async {
-            match self.send.stopped().await {
-                Ok(None) => std::future::pending().await,
-                Ok(Some(_)) | Err(_) => {}
+            if let Ok(None) = self.send.stopped().await {
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {

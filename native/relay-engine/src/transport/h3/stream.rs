@@ -1,6 +1,6 @@
 //! A request stream's data in two halves, on top of the QUIC stack.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt;
 use std::future::{Future, pending};
 use std::pin::Pin;
@@ -61,11 +61,13 @@ impl Verdict {
 }
 
 //= rfc9114 §4.4 connect-error
-//= rfc9297 §3.3 malformed-h3
+//= connect-tcp §3.4 abrupt-close-h3
+//= rfc9297 §3.3 malformed-capsule
 fn code_of(fault: Fault) -> Code {
     match fault {
         Fault::Target => Code::CONNECT_ERROR,
         Fault::Malformed => Code::MESSAGE_ERROR,
+        Fault::Datagram => Code::DATAGRAM_ERROR,
         Fault::Cancelled => Code::REQUEST_CANCELLED,
     }
 }
@@ -205,7 +207,7 @@ pub struct H3Send {
     stream: quinn::SendStream,
     backlog: Backlog,
     verdict: Rc<Verdict>,
-    stopped: RefCell<Option<Stopped>>,
+    stopped: Option<Stopped>,
     over: bool,
 }
 
@@ -224,7 +226,7 @@ impl H3Send {
             stream,
             backlog: Backlog::default(),
             verdict,
-            stopped: RefCell::new(None),
+            stopped: None,
             over: false,
         }
     }
@@ -258,16 +260,17 @@ impl SendHalf for H3Send {
     }
 
     async fn gone(&mut self) -> Gone {
-        let mut slot = self.stopped.borrow_mut();
-        let stopped = slot.get_or_insert_with(|| Box::pin(self.stream.stopped()));
-        match stopped.await {
-            Ok(Some(_)) | Err(_) => Gone,
-            // Everything was delivered after the end.
-            Ok(None) => {
-                *slot = Some(Box::pin(pending()));
-                pending().await
-            }
+        let stream = &self.stream;
+        let stopped = self
+            .stopped
+            .get_or_insert_with(|| Box::pin(stream.stopped()));
+        if let Ok(None) = stopped.await {
+            // Everything was delivered after the end: there is nothing more to stop.
+            self.stopped = Some(Box::pin(pending()));
+            return pending().await;
         }
+        self.stopped = None;
+        Gone
     }
 }
 

@@ -1,0 +1,141 @@
+//! Passwords and tokens as they are stored.
+
+use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
+use argon2::{Algorithm, Argon2, Params, Version};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use sha2::{Digest as _, Sha256};
+
+/// Memory of one verification, in KiB.
+const MEMORY: u32 = 19 * 1024;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+const SALT_LENGTH: usize = 16;
+
+/// A password could not be hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HashError {
+    /// The system gave no random numbers.
+    #[error("the system gave no random numbers")]
+    Random,
+    /// The password is longer than 4 GiB, or there is no memory.
+    #[error("the password could not be hashed")]
+    Argon2,
+}
+
+/// A PHC string `$argon2id$v=19$m=19456,t=2,p=1$…` with a fresh salt.
+///
+/// # Errors
+/// No random numbers, no memory.
+pub fn hash_password(password: &str) -> Result<String, HashError> {
+    let mut salt = [0; SALT_LENGTH];
+    SystemRandom::new()
+        .fill(&mut salt)
+        .map_err(|_| HashError::Random)?;
+    let salt = SaltString::encode_b64(&salt).map_err(|_| HashError::Argon2)?;
+    let params = Params::new(MEMORY, PASSES, LANES, None).map_err(|_| HashError::Argon2)?;
+    let hash = Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+        .hash_password(password.as_bytes(), &salt)
+        .map_err(|_| HashError::Argon2)?;
+    Ok(hash.to_string())
+}
+
+/// Whether a password fits a PHC string. Takes tens of milliseconds: not for a worker's thread.
+pub(crate) fn fits(password: &[u8], phc: &str) -> bool {
+    // The parameters are those of the string.
+    PasswordHash::new(phc)
+        .is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok())
+}
+
+/// Whether a string is one that [`fits`] understands.
+pub(crate) fn is_argon2id(phc: &str) -> bool {
+    PasswordHash::new(phc).is_ok_and(|hash| {
+        hash.algorithm == argon2::ARGON2ID_IDENT
+            && hash.hash.is_some()
+            && Params::try_from(&hash).is_ok()
+    })
+}
+
+/// SHA-256 of a token.
+pub(crate) fn digest(token: &[u8]) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+/// SHA-256 of a token in lower-case hex. Tokens are random, so no salt and no slowness is needed.
+#[must_use]
+pub fn hash_token(token: &str) -> String {
+    digest(token.as_bytes())
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|nibble| char::from_digit(u32::from(nibble), 16))
+        .collect()
+}
+
+/// The digest that [`hash_token`] wrote.
+pub(crate) fn parse_digest(hex: &str) -> Option<[u8; 32]> {
+    let hex = hex.as_bytes();
+    if hex.len() != 64 {
+        return None;
+    }
+    let nibble = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
+    let mut digest = [0; 32];
+    for (byte, pair) in digest.iter_mut().zip(hex.chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn passwords_round_trip() {
+        let phc = hash_password("correct horse").unwrap();
+        assert!(phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{phc}");
+        assert!(is_argon2id(&phc));
+        assert!(fits(b"correct horse", &phc));
+        assert!(!fits(b"battery staple", &phc));
+        assert_ne!(phc, hash_password("correct horse").unwrap());
+    }
+
+    #[test]
+    fn a_hash_of_another_implementation_fits() {
+        // By the reference implementation (argon2-cffi).
+        let phc = "$argon2id$v=19$m=19456,t=2,p=1$gzujHSPRxZunmdBgrnZ2Bg$uRFQvfEqmotrOzYInHJLwDYf159dbGTBP+BS0xinmYY";
+        assert!(is_argon2id(phc));
+        assert!(fits(b"secret", phc));
+    }
+
+    #[test]
+    fn other_strings_are_no_argon2id() {
+        for text in [
+            "",
+            "plain",
+            "$2b$12$abc",
+            "$argon2id$",
+            "$argon2i$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2g",
+        ] {
+            assert!(!is_argon2id(text), "{text}");
+            assert!(!fits(b"", text));
+        }
+    }
+
+    #[test]
+    fn tokens_round_trip() {
+        let hex = hash_token("abc");
+        assert_eq!(
+            hex,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert_eq!(parse_digest(&hex), Some(digest(b"abc")));
+        assert_eq!(parse_digest(&hex.to_uppercase()), Some(digest(b"abc")));
+        assert_eq!(parse_digest(&hex[1..]), None);
+        assert_eq!(parse_digest(&"g".repeat(64)), None);
+    }
+}
