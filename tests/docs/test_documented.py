@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from peers.pki import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
