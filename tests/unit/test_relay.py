@@ -331,6 +331,8 @@ def test_statuses_of_refusals() -> None:
     for wrong in (200, 399, 600):
         with pytest.raises(ValueError, match="400 to 599"):
             Decision.deny("no", status=wrong)
+    with pytest.raises(UnicodeEncodeError):
+        Decision.deny("\ud800")
 
 
 def test_a_busy_port_is_told_with_its_place(tmp_path: Path) -> None:
