@@ -189,6 +189,27 @@ def test_a_hook_that_fails_denies_and_is_logged_once(kind: str, caplog: pytest.L
     assert len([record for record in caplog.records if record.name == "relay.hook"]) == 1
 
 
+def test_a_hook_that_cancels_its_own_task_denies_and_leaves_nothing_open() -> None:
+    async def decide(request: TunnelRequest) -> Decision:
+        if request.headers.get("x-cancel"):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        return Decision.allow()
+
+    async def main() -> None:
+        async with echo() as port, Relay(make_config(hook_timeout="20s"), decide=decide) as relay:
+            for _ in range(3):
+                answers = await asyncio.gather(
+                    *(status(relay, port, "X-Cancel: 1\r\n" if number % 2 else "") for number in range(20))
+                )
+                assert sorted(answers) == [200] * 10 + [503] * 10
+            assert relay.stats()["hook_pending"] == 0
+
+    run(main)
+
+
 def test_an_allowed_tunnel_still_has_to_pass_the_rules() -> None:
     async def decide(_: TunnelRequest) -> Decision:
         return Decision.allow()
