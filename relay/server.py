@@ -12,7 +12,7 @@ from relay import _native
 from relay._bridge import DecisionBridge
 from relay.config import Config
 from relay.config.values import join_address, seconds_of
-from relay.errors import ConfigError, RelayError
+from relay.errors import ConfigError, RelayError, StartError
 from relay.policy import Decide, load_hook
 
 _log = logging.getLogger("relay")
@@ -93,6 +93,8 @@ class Relay:
                 starting.add_done_callback(_close_late)
             await bridge.close()
             self._ended.set()
+            if isinstance(error, StartError):
+                raise _located(self._config, error) from None
             raise
         self._engine, self._bridge = engine, bridge
         # Without this an interpreter that ends with a relay open would wait for its threads.
@@ -116,7 +118,10 @@ class Relay:
             fresh = config if config is not None else await asyncio.to_thread(self._config.reread)
             decide = self._hook_of(fresh)
             document = self._document_of(fresh)
-            await asyncio.to_thread(engine.reload, document)
+            try:
+                await asyncio.to_thread(engine.reload, document)
+            except StartError as error:
+                raise _located(fresh, error) from None
             self._bridge.use(decide, seconds_of(fresh.policy.hook_timeout))
             self._config = fresh
         _log.info("reloaded")
@@ -167,6 +172,10 @@ class Relay:
 
     def _document_of(self, config: Config) -> str:
         return config.to_native(hook=self._decide is not None or bool(config.policy.hook))
+
+
+def _located(config: Config, error: StartError) -> StartError:
+    return StartError([config.located(line) for line in error.errors])
 
 
 def _close_native(engine: _native.Engine, bridge: _native.Bridge) -> None:

@@ -102,6 +102,14 @@ class Config(models.Section):
         """
         return native.dumps(self, bool(self.policy.hook) if hook is None else hook)
 
+    def located(self, line: str) -> str:
+        """A line of the engine's, ``key: text``, with the place of its key."""
+        match = re.match(r"([a-z_]+(?:\[\d+\]|\.[a-z_-]+)*): ", line)
+        if not match:
+            return line
+        parts = re.findall(r"[a-z_-]+|\d+", match[1])
+        return self.fault(tuple(int(part) if part.isdigit() else part for part in parts), line[match.end() :])
+
     @model_validator(mode="wrap")
     @classmethod
     def _whole(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:

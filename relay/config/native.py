@@ -133,11 +133,12 @@ def _profiles(row: "_native.ProtocolRow", table: Any) -> list[dict[str, Any]]:
 def effective(config: "Config") -> dict[str, Any]:
     """Every value in force, as the tables of the file."""
     tree = config.model_dump(exclude_none=True)
-    for entry, listener in zip(tree["listeners"], config.listeners, strict=True):
-        entry["http"] = listener.versions
+    for index, listener in enumerate(config.listeners):
+        entry = {"address": listener.address, "http": listener.versions} | tree["listeners"][index]
         entry.pop("proxy_protocol_from")
         if listener.client_ca:
             entry["client_auth"] = listener.client_auth or "optional"
+        tree["listeners"][index] = entry
     tree["protocols"] = {}
     for row in _native.protocols():
         table = config.protocols.get(row["name"])

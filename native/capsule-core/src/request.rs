@@ -127,7 +127,9 @@ impl Routes {
     }
 }
 
-/// A request for a templated protocol; a fault of its target is for later.
+/// A request for a templated protocol; a fault of its target is for later. Capsule-Protocol is not asked for: the
+/// token alone says that capsules follow.
+//= connect-tcp §3.1 h1-request-capsule-protocol
 fn templated(route: &Route, profile: &Profile, captures: &Captures, head: &Head<'_>) -> Request {
     Request {
         protocol: route.protocol,

@@ -10,7 +10,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub enum Host {
     /// A literal address.
     Ip(IpAddr),
-    /// A name, in the case it was written in; at most 255 bytes, printable ASCII or UTF-8 letters never.
+    /// A name, in the case it was written in; at most 254 bytes of ASCII letters, digits, `-`, `_` and dots.
     Name(String),
 }
 
@@ -110,6 +110,7 @@ impl Target {
     }
 }
 
+//= rfc9298 §3 target-host
 /// Validates a decoded host: an IPv6 address without brackets, an IPv4 address in dotted decimal form, or a name.
 fn parse_host(host: &str) -> Result<Host, TargetError> {
     if host.is_empty() {
@@ -162,6 +163,7 @@ fn ends_in_number(label: &str) -> bool {
             .is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
+//= rfc9298 §3 target-port
 /// Digits only, 1–65535; leading zeros as far as five digits.
 fn parse_port(port: &str) -> Result<u16, TargetError> {
     if port.is_empty() || port.len() > 5 || !port.bytes().all(|byte| byte.is_ascii_digit()) {

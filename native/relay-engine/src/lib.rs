@@ -4,6 +4,7 @@
 
 mod access_log;
 pub mod auth;
+pub mod client;
 pub mod config;
 pub mod decide;
 pub mod egress;

@@ -163,7 +163,7 @@ pub async fn handle<E: Exchange>(
         Err(mut refused) => {
             metrics.requests_refused.add(1);
             entry.setup = began.elapsed();
-            //= rfc9931 §4 close-after-refused-connect
+            //= rfc9931 §8 close-after-refused-connect
             refused.reject.close |= request.close_on_reject;
             let status = ProxyStatus {
                 name: NAME,
@@ -176,19 +176,22 @@ pub async fn handle<E: Exchange>(
                 _ => Vec::new(),
             };
             let answer = refusal(&refused.reject, Some(&status), &challenges);
-            exchange.refuse(answer).await;
+            // Logged first: an answer may linger until the client has taken it.
             let Reject {
                 status,
                 error,
                 ref detail,
                 ..
             } = refused.reject;
-            return entry.write(&generation, status, error, detail, (0, 0));
+            entry.write(&generation, status, error, detail, (0, 0));
+            return exchange.refuse(answer).await;
         }
     };
     entry.next_hop = Some(dialled.peer);
     entry.setup = began.elapsed();
     let next_hop = dialled.peer.ip().to_canonical().to_string();
+    //= connect-tcp §4.2 proxy-status
+    //= rfc9209 §2.1.2 next-hop
     let mut answer = vec![(
         HeaderName::from_static(proxy_status::NAME),
         value(
@@ -200,7 +203,10 @@ pub async fn handle<E: Exchange>(
             .to_field(),
         ),
     )];
-    //= rfc9297 §3.4 capsule-protocol-field
+    //= rfc9297 §3.4 field-sent
+    //= rfc9297 §3.4 field-statuses
+    //= connect-tcp §3.1 h1-success-capsule-protocol
+    //= connect-tcp §3.2 capsule-protocol-field
     if request.protocol.capsule_protocol {
         answer.push((
             HeaderName::from_static(capsule_protocol::NAME),
@@ -212,6 +218,9 @@ pub async fn handle<E: Exchange>(
     } else {
         200
     };
+    //= connect-tcp §4.1 buffer-optimistic
+    //= rfc9297 §3.2 only-after-success
+    //= rfc9297 §3.2 no-204-205-206
     let Ok((recv, send)) = exchange.accept(answer, request.token.as_deref()).await else {
         return entry.write(
             &generation,
@@ -281,7 +290,8 @@ async fn admit<E: Exchange>(
     if *worker.shared.phase.borrow() != Phase::Running {
         return Err(overload("the relay is stopping").into());
     }
-    //= connect-tcp §3.2 continue-at-once
+    //= connect-tcp §4.2 expect-continue
+    //= rfc9110 §10.1.1 expect-continue
     if request.expect_continue && exchange.proceed().await.is_err() {
         return Ok(None);
     }
@@ -319,7 +329,8 @@ async fn admit<E: Exchange>(
         .ok_or_else(|| overload("too many tunnels are open for this principal"))?;
     let egress = worker.egress(generation);
     let deadline = tokio::time::Instant::now() + generation.egress.dial_timeout;
-    //= connect-tcp §3.2 status-after-attempt
+    //= connect-tcp §3.1 attempt-before-status
+    //= connect-tcp §3.1 no-switch-without-connection
     let dialled = {
         let dial = std::pin::pin!(dial(
             &egress,
@@ -356,8 +367,9 @@ async fn authenticate(
         Known::Principal(principal) => Ok(Some(principal)),
         Known::Anonymous if !generation.auth_required => Ok(None),
         Known::Anonymous | Known::Invalid => {
-            //= connect-tcp §5 auth-401
-            //= rfc9110 §11.7.1 connect-407
+            //= connect-tcp §3.3.2 challenge-401
+            //= rfc9110 §15.5.2 challenge-401
+            //= rfc9110 §15.5.8 challenge-407
             let status = match request.auth_kind {
                 Challenge::Origin => 401,
                 Challenge::Proxy => 407,

@@ -121,7 +121,7 @@ impl Bridge {
         })
     }
 
-    /// Everything that waits: (id, protocol, http, host, port, principal, (client host, client port), headers).
+    /// Everything that waits: (number, protocol, http, host, port, principal, (client host, client port), headers).
     fn take<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let mut state = self.queue.lock();
         state.signalled = false;
@@ -142,16 +142,16 @@ impl Bridge {
         Ok(batch)
     }
 
-    /// Answers one question; status 0 = allow. An id that is not open is ignored.
-    #[pyo3(signature = (id, status = 0, reason = ""))]
-    fn answer(&self, id: u64, status: u16, reason: &str) {
-        let reply = self.queue.lock().asked.remove(&id);
+    /// Answers one question; status 0 = allow. A number that is not open is ignored.
+    #[pyo3(signature = (number, status = 0, reason = ""))]
+    fn answer(&self, number: u64, status: u16, reason: &str) {
+        let reply = self.queue.lock().asked.remove(&number);
         if let Some(reply) = reply {
             reply.send(decision(status, reason));
         }
     }
 
-    /// Answers a batch of (id, status, reason).
+    /// Answers a batch of (number, status, reason).
     fn answer_all(&self, answers: Vec<(u64, u16, String)>) {
         let replies: Vec<_> = {
             let mut state = self.queue.lock();

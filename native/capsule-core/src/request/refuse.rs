@@ -4,6 +4,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use super::{Route, Routes};
+use crate::protocols::TargetKind;
 use crate::proxy_status::ProxyError;
 use crate::reject::Reject;
 use crate::target::TargetError;
@@ -43,10 +44,12 @@ pub(super) fn upgrade_required<'r>(
     routes: impl Iterator<Item = &'r Route>,
     detail: &'static str,
 ) -> Reject {
-    let tokens: Vec<&str> = routes
-        .flat_map(|route| &route.profiles)
-        .map(|profile| profile.token.as_ref())
-        .collect();
+    let mut tokens: Vec<&str> = Vec::new();
+    for profile in routes.flat_map(|route| &route.profiles) {
+        if !tokens.contains(&profile.token.as_ref()) {
+            tokens.push(&profile.token);
+        }
+    }
     Reject::new(426, "Upgrade Required", detail)
         .with_error(ProxyError::HttpRequestError)
         .with_field("upgrade", tokens.join(", "))
@@ -80,11 +83,12 @@ pub(super) fn no_connect() -> Reject {
 /// The answer over HTTP/1.x to classic CONNECT while it is off.
 //= connect-tcp §5.2 templated-only-answers
 pub(super) fn no_connect_h1(routes: &Routes) -> Reject {
-    if routes.templated.is_empty() {
+    let stream = |route: &&Route| route.protocol.target == TargetKind::Stream;
+    if !routes.templated.iter().any(|route| stream(&route)) {
         return Reject::new(501, "Not Implemented", "CONNECT is not served here");
     }
     upgrade_required(
-        routes.templated.iter(),
+        routes.templated.iter().filter(stream),
         "CONNECT is not served here; use the protocols named by Upgrade",
     )
 }

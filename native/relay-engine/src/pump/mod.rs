@@ -108,7 +108,11 @@ struct Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        //= connect-tcp §4 abrupt-http-resets-tcp
+        //= connect-tcp §3.4 abrupt-end-sends-rst
+        //= connect-tcp §3.4 end-without-final-sends-rst
+        //= connect-tcp §3 data-after-final
+        //= rfc9113 §8.5 connect-reset
+        //= rfc9114 §4.4 connect-reset
         if !self.clean.get() {
             self.wire.reset_on_close();
         }
@@ -143,7 +147,9 @@ impl Tunnel<'_> {
         self.target.wire.tcp()
     }
 
-    //= connect-tcp §4 final-data-is-tcp-fin
+    //= connect-tcp §3.4 final-data-sends-fin
+    //= rfc9113 §8.5 connect-end-is-fin
+    //= rfc9114 §4.4 connect-end-is-fin
     fn send_fin(&self) -> Result<(), Ended> {
         if !self.fin_sent.get() {
             self.target
@@ -162,7 +168,7 @@ impl Tunnel<'_> {
         match end {
             End::Finish => self.send_fin(),
             End::Complete => Ok(()),
-            //= connect-tcp §4 clean-end-without-final-data
+            //= connect-tcp §3.4 end-without-final-sends-rst
             End::Abort => Err(Ended::ClientIncomplete),
             End::Malformed(fault) => Err(fault.into()),
         }
@@ -173,8 +179,11 @@ impl Tunnel<'_> {
         let mut header = [0; capsule_core::capsule::MAX_HEADER];
         let finish = self.machine.borrow_mut().outbound_finish(&mut header);
         match finish {
+            //= rfc9113 §8.5 connect-fin-is-end
+            //= rfc9114 §4.4 connect-fin-is-end
+            //= rfc9110 §9.3.6 connect-deliver-then-close
             Finish::EndStream => {}
-            //= connect-tcp §4 tcp-fin-is-final-data
+            //= connect-tcp §3.4 fin-sends-final-data
             Finish::Bytes(length) => {
                 let mut buffer = Buffer::take();
                 let start = crate::pool::HEADROOM;
@@ -197,7 +206,8 @@ impl Tunnel<'_> {
 
     /// Waits until the target's connection is closed in both directions, watching for a late RST and for the client to leave.
     async fn target_closed<S: SendHalf>(&self, send: &mut S) -> Result<(), Ended> {
-        //= connect-tcp §4 end-stream-after-tcp-closed
+        //= connect-tcp §3.4 closed-closes-stream
+        //= connect-tcp §3.4 graceful-close
         let closed = async {
             while !self.fin_sent.get() {
                 self.fin_sent_wake.notified().await;
@@ -294,8 +304,10 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         Err(ended) => {
             let fault = match ended {
                 Ended::TargetGone | Ended::ClientIncomplete => Fault::Target,
+                Ended::Malformed(Malformed::UnexpectedDatagram) => Fault::Datagram,
                 Ended::Malformed(_) | Ended::MalformedMessage => Fault::Malformed,
-                //= connect-tcp §4 abrupt-close-of-send-stream
+                //= connect-tcp §3.4 abrupt-close-h2
+                //= connect-tcp §3.4 abrupt-close-h3
                 Ended::ClientGone => Fault::Target,
                 Ended::Clean | Ended::Idle | Ended::Stopping => Fault::Cancelled,
             };

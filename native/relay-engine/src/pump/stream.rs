@@ -42,6 +42,8 @@ pub(super) async fn take(
         match step {
             Step::Skip(bytes) => chunk.advance(bytes),
             Step::Payload(_) if chunk.is_empty() => return Ok(()),
+            //= connect-tcp §3 forward-partial
+            //= connect-tcp §3 payload-is-stream
             Step::Payload(bytes) => {
                 let length = usize::try_from(bytes)
                     .unwrap_or(usize::MAX)

@@ -42,7 +42,8 @@ const FLUSH: Duration = Duration::from_millis(500);
 fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
-        //= rfc8441 §3 enable-connect-protocol
+        //= rfc8441 §3 setting
+        //= connect-tcp §3.2 enable-connect-protocol
         .enable_connect_protocol()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -107,6 +108,8 @@ where
     }
 }
 
+//= rfc9113 §8.1.1 malformed-request
+// The library resets the stream of a malformed head; what is left to judge is the request itself.
 fn exchange(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
@@ -168,6 +171,7 @@ impl Exchange for H2Exchange {
         if let Ok(mut stream) = self.respond.send_response(answer, false) {
             let _ = stream.send_data(refusal.body, true);
         }
+        //= connect-tcp §4.1 discard-optimistic
         // Optimistic bytes are dropped with the body: the library ends the stream with NO_ERROR.
     }
 
@@ -227,7 +231,7 @@ impl RecvHalf for H2Recv {
         })
         .await?;
         if !more {
-            //= connect-tcp §3.2 no-trailers
+            //= connect-tcp §4.2 no-trailers
             let trailers = poll_fn(|cx| self.body.poll_trailers(cx)).await;
             match trailers {
                 Ok(None) => {}
@@ -298,10 +302,12 @@ impl SendHalf for H2Send {
 
     async fn abort(&mut self, fault: Fault) {
         //= rfc9113 §8.5 connect-error
-        //= rfc9297 §3.3 malformed-h2
+        //= connect-tcp §3.4 abrupt-close-h2
+        //= rfc8441 §5 stream-end
+        //= rfc9297 §3.3 malformed-capsule
         let reason = match fault {
             Fault::Target => Reason::CONNECT_ERROR,
-            Fault::Malformed => Reason::PROTOCOL_ERROR,
+            Fault::Malformed | Fault::Datagram => Reason::PROTOCOL_ERROR,
             Fault::Cancelled => Reason::CANCEL,
         };
         if fault == Fault::Target {

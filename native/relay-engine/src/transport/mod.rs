@@ -7,6 +7,7 @@ pub mod h2;
 pub mod h3;
 pub mod prefixed;
 pub mod quic;
+pub mod read_ahead;
 pub mod tls;
 pub mod wire;
 
@@ -81,6 +82,8 @@ pub enum Fault {
     Target,
     /// The client's data stream was malformed.
     Malformed,
+    /// The client sent a datagram where none has a meaning.
+    Datagram,
     /// The relay gives the tunnel up (idle, drain, cancelled).
     Cancelled,
 }

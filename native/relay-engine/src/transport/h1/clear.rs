@@ -21,7 +21,7 @@ struct Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        //= connect-tcp §4 abort-h1-clear
+        //= connect-tcp §3.4 abrupt-close-h1
         if !(self.sent_fin.get() && self.got_fin.get()) {
             self.wire.reset_on_close();
         }
@@ -122,13 +122,10 @@ impl SendHalf for ClearSend {
         Ok(())
     }
 
-    async fn abort(&mut self, fault: Fault) {
-        match fault {
-            //= connect-tcp §4 abort-h1-clear
-            Fault::Target | Fault::Malformed | Fault::Cancelled => {
-                self.shared.wire.reset_on_close();
-            }
-        }
+    async fn abort(&mut self, _: Fault) {
+        //= connect-tcp §3.4 abrupt-close-h1
+        //= rfc9112 §8 incomplete-close
+        self.shared.wire.reset_on_close();
     }
 
     async fn gone(&mut self) -> Gone {

@@ -152,6 +152,7 @@ impl<I: Io> Exchange for H1Exchange<I> {
         if io.write_all(&answer).await.is_err() || io.flush().await.is_err() {
             return;
         }
+        //= rfc9931 §3 refused-upgrade-goes-on
         if again {
             *self.back.borrow_mut() = Some(self.connection);
         } else {
@@ -164,7 +165,11 @@ impl<I: Io> Exchange for H1Exchange<I> {
         fields: Vec<(HeaderName, HeaderValue)>,
         upgrade: Option<&str>,
     ) -> Result<(I::Recv, I::Send), Gone> {
-        //= connect-tcp §3.1 h1-success
+        //= connect-tcp §3.1 h1-success-101
+        //= connect-tcp §3.1 h1-success-connection
+        //= connect-tcp §3.1 h1-success-upgrade
+        //= rfc9110 §9.3.6 connect-no-content-fields
+        //= rfc9297 §3.2 no-content-fields
         let mut head = match upgrade {
             Some(token) => format!(
                 "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: {token}\r\n"

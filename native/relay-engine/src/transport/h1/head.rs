@@ -103,16 +103,16 @@ pub async fn read<I: AsyncRead + Unpin>(
 fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, HeadError> {
     for at in from..bytes.len().min(MOST) {
         match bytes[at] {
-            //= rfc9112 §2.2 no-bare-lf
+            //= rfc9112 §2.2 bare-lf
             b'\n' if at == 0 || bytes[at - 1] != b'\r' => {
                 return Err(HeadError::Malformed("a line ends in LF without CR"));
             }
             b'\n' if at >= 3 && bytes[at - 3..at] == *b"\r\n\r" => return Ok(Some(at + 1)),
-            //= rfc9112 §5.2 no-obs-fold
+            //= rfc9112 §5.2 obs-fold
             b' ' | b'\t' if at >= 1 && bytes[at - 1] == b'\n' => {
                 return Err(HeadError::Malformed("a header field is folded over lines"));
             }
-            //= rfc9112 §2.2 no-bare-cr
+            //= rfc9112 §2.2 bare-lf
             byte if byte != b'\n' && at >= 1 && bytes[at - 1] == b'\r' => {
                 return Err(HeadError::Malformed("a CR stands alone"));
             }
@@ -127,6 +127,7 @@ fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, HeadError> {
 pub fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut request = httparse::Request::new(&mut fields);
+    //= rfc9112 §5.1 space-before-colon
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => {
@@ -179,7 +180,7 @@ fn elements<'a>(fields: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a [
 fn body(fields: &HeaderMap, version: Version) -> Result<bool, HeadError> {
     let mut length = None;
     for element in elements(fields, "content-length") {
-        //= rfc9112 §6.3 conflicting-lengths
+        //= rfc9112 §6.3 length-conflict
         let digits = !element.is_empty() && element.iter().all(u8::is_ascii_digit);
         let value = digits
             .then(|| std::str::from_utf8(element).ok()?.parse::<u64>().ok())
@@ -193,7 +194,7 @@ fn body(fields: &HeaderMap, version: Version) -> Result<bool, HeadError> {
         length = Some(value);
     }
     if fields.contains_key("transfer-encoding") {
-        //= rfc9112 §6.1 length-and-coding
+        //= rfc9112 §6.3 length-conflict
         if length.is_some() {
             return Err(HeadError::Malformed(
                 "Content-Length and Transfer-Encoding are both given",

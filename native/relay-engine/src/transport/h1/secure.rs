@@ -8,15 +8,15 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::TlsStream;
 
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
+use crate::transport::read_ahead::Tls;
 use crate::transport::wire::Wire;
 use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
 
 #[derive(Debug)]
 struct Shared {
-    tls: RefCell<TlsStream<Wire>>,
+    tls: RefCell<Tls>,
     wire: Wire,
     sent_fin: Cell<bool>,
 }
@@ -35,8 +35,8 @@ pub struct SecureSend {
 }
 
 /// Splits a connection; `early` was read behind the head and comes first.
-pub fn halves(tls: TlsStream<Wire>, early: Bytes) -> (SecureRecv, SecureSend) {
-    let wire = tls.get_ref().0.clone();
+pub fn halves(tls: Tls, early: Bytes) -> (SecureRecv, SecureSend) {
+    let wire = tls.get_ref().0.wire().clone();
     let shared = Rc::new(Shared {
         tls: RefCell::new(tls),
         wire,
@@ -72,7 +72,7 @@ impl RecvHalf for SecureRecv {
                         0 => break,
                         n => filled += n,
                     },
-                    //= connect-tcp §4 tls-truncation-is-abrupt
+                    //= rfc9112 §9.8 tls-truncation
                     Poll::Ready(Err(_)) if filled == 0 => return Poll::Ready(Err(Lost::Gone)),
                     Poll::Ready(Err(_)) => break,
                 }
@@ -119,7 +119,9 @@ impl SendHalf for SecureSend {
     }
 
     async fn abort(&mut self, _: Fault) {
-        //= connect-tcp §4 abort-h1-tls
+        //= connect-tcp §3.4 abrupt-close-h1-tls
+        //= rfc9297 §3.3 malformed-capsule
+        //= rfc9112 §8 incomplete-close
         // FIN without close_notify: the peer's TLS layer sees a truncation, and what was sent before still arrives.
         if !self.shared.sent_fin.get() {
             let _ = self.shared.wire.shutdown_write();

@@ -167,7 +167,6 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
             }
             () = worker.reached(Phase::Draining), if !draining => {
                 draining = true;
-                //= rfc9114 §5.2 goaway
                 let id = connection.next.get();
                 connection.goaway.set(Some(id));
                 let mut goaway = Vec::new();
@@ -270,7 +269,7 @@ async fn request(
                 recv,
                 quic: connection.quic.clone(),
                 decoder,
-                early,
+                early: vec![early],
                 verdict,
             };
             let head = RequestHead {
@@ -386,6 +385,8 @@ fn datagram(connection: &Connection, frame: &[u8]) {
     match datagram::parse(frame) {
         Ok((stream, _)) => {
             //= rfc9297 §2 datagram-without-meaning
+            //= rfc9297 §2.1 datagram-unknown-stream
+            //= rfc9297 §2.1 datagram-after-close
             if let Some(verdict) = connection.requests.borrow().get(&stream) {
                 verdict.condemn(Code::DATAGRAM_ERROR);
             }
@@ -399,7 +400,8 @@ struct H3Exchange {
     recv: quinn::RecvStream,
     quic: quinn::Connection,
     decoder: Decoder,
-    early: Bytes,
+    /// Received behind the head, not yet decoded.
+    early: Vec<Bytes>,
     verdict: Rc<Verdict>,
 }
 
@@ -445,6 +447,7 @@ impl Exchange for H3Exchange {
 
     async fn refuse(mut self, refusal: Refusal) {
         answer(&mut self.send, refusal).await;
+        //= connect-tcp §4.1 discard-optimistic
         // Optimistic bytes are dropped; the answer is complete without them.
         let _ = self.recv.stop(number(Code::NO_ERROR));
     }
@@ -466,16 +469,22 @@ impl Exchange for H3Exchange {
     }
 
     async fn gone(&mut self) -> Gone {
+        // A reset shows only to a reader. What is read meanwhile is optimistic data, held up to a bound; beyond it the
+        // stream's window holds the client back.
+        //= connect-tcp §4.1 buffer-optimistic
         let reset = async {
-            match self.recv.received_reset().await {
-                Ok(None) => std::future::pending().await,
-                Ok(Some(_)) | Err(_) => {}
+            while self.early.iter().map(Bytes::len).sum::<usize>() < READ {
+                match self.recv.read_chunk(READ, true).await {
+                    Ok(Some(chunk)) => self.early.push(chunk.bytes),
+                    Ok(None) => break,
+                    Err(_) => return,
+                }
             }
+            std::future::pending::<()>().await;
         };
         let stopped = async {
-            match self.send.stopped().await {
-                Ok(None) => std::future::pending().await,
-                Ok(Some(_)) | Err(_) => {}
+            if let Ok(None) = self.send.stopped().await {
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {

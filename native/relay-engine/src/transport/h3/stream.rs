@@ -1,6 +1,6 @@
 //! A request stream's data in two halves, on top of the QUIC stack.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt;
 use std::future::{Future, pending};
 use std::pin::Pin;
@@ -61,11 +61,13 @@ impl Verdict {
 }
 
 //= rfc9114 §4.4 connect-error
-//= rfc9297 §3.3 malformed-h3
+//= connect-tcp §3.4 abrupt-close-h3
+//= rfc9297 §3.3 malformed-capsule
 fn code_of(fault: Fault) -> Code {
     match fault {
         Fault::Target => Code::CONNECT_ERROR,
         Fault::Malformed => Code::MESSAGE_ERROR,
+        Fault::Datagram => Code::DATAGRAM_ERROR,
         Fault::Cancelled => Code::REQUEST_CANCELLED,
     }
 }
@@ -76,7 +78,7 @@ pub struct H3Recv {
     connection: quinn::Connection,
     decoder: Decoder,
     /// Received behind the head, not yet decoded.
-    early: Bytes,
+    early: Vec<Bytes>,
     verdict: Rc<Verdict>,
     over: bool,
 }
@@ -95,7 +97,7 @@ impl H3Recv {
         stream: quinn::RecvStream,
         connection: quinn::Connection,
         mut decoder: Decoder,
-        early: Bytes,
+        early: Vec<Bytes>,
         verdict: Rc<Verdict>,
     ) -> Self {
         decoder.tunnel();
@@ -148,8 +150,9 @@ impl H3Recv {
 
 impl RecvHalf for H3Recv {
     async fn recv(&mut self, chunks: &mut Vec<Bytes>) -> Result<bool, Lost> {
-        let early = std::mem::take(&mut self.early);
-        self.decode(early, chunks)?;
+        for early in std::mem::take(&mut self.early) {
+            self.decode(early, chunks)?;
+        }
         while chunks.is_empty() {
             let mut batch = [const { Bytes::new() }; BATCH];
             let read = {
@@ -205,7 +208,7 @@ pub struct H3Send {
     stream: quinn::SendStream,
     backlog: Backlog,
     verdict: Rc<Verdict>,
-    stopped: RefCell<Option<Stopped>>,
+    stopped: Option<Stopped>,
     over: bool,
 }
 
@@ -224,7 +227,7 @@ impl H3Send {
             stream,
             backlog: Backlog::default(),
             verdict,
-            stopped: RefCell::new(None),
+            stopped: None,
             over: false,
         }
     }
@@ -258,16 +261,17 @@ impl SendHalf for H3Send {
     }
 
     async fn gone(&mut self) -> Gone {
-        let mut slot = self.stopped.borrow_mut();
-        let stopped = slot.get_or_insert_with(|| Box::pin(self.stream.stopped()));
-        match stopped.await {
-            Ok(Some(_)) | Err(_) => Gone,
-            // Everything was delivered after the end.
-            Ok(None) => {
-                *slot = Some(Box::pin(pending()));
-                pending().await
-            }
+        let stream = &self.stream;
+        let stopped = self
+            .stopped
+            .get_or_insert_with(|| Box::pin(stream.stopped()));
+        if let Ok(None) = stopped.await {
+            // Everything was delivered after the end: there is nothing more to stop.
+            self.stopped = Some(Box::pin(pending()));
+            return pending().await;
         }
+        self.stopped = None;
+        Gone
     }
 }
 

@@ -1,0 +1,110 @@
+//! HTTP/2: one connection, ALPN or prior knowledge.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::{Builder, SendRequest};
+use h2::ext::Protocol;
+use h2::{Ping, PingPong};
+use http::{Method, Request, Uri};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::spawn_local;
+use tokio_rustls::TlsConnector;
+
+use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
+use crate::transport::h2::{H2Recv, H2Send};
+
+/// What the proxy may send on one stream before it is taken.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// Larger frames cost both sides less (the default is 16 KiB).
+const FRAME: u32 = 256 << 10;
+
+/// An HTTP/2 connection to a proxy; it ends when this and the last tunnel are gone.
+#[derive(Debug)]
+pub(super) struct Connection {
+    requests: SendRequest<Bytes>,
+}
+
+impl Connection {
+    pub(super) async fn open(proxy: &Proxy) -> Result<Self, Error> {
+        let wire = proxy.dial().await?;
+        match &proxy.tls {
+            None => Self::start(wire).await,
+            Some(config) => {
+                let config = Arc::new(tls::with_alpn(config, b"h2"));
+                let name = proxy.server_name()?;
+                let stream = TlsConnector::from(config).connect(name, wire).await?;
+                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                    return Err(Error::Protocol("the proxy did not agree to h2"));
+                }
+                Self::start(stream).await
+            }
+        }
+    }
+
+    async fn start<I>(io: I) -> Result<Self, Error>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let (requests, mut connection) = Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
+            .max_header_list_size(32 << 10)
+            .max_send_buffer_size(256 << 10)
+            .enable_push(false)
+            .handshake(io)
+            .await?;
+        let ping = connection.ping_pong();
+        spawn_local(async move {
+            // Its end shows on every stream.
+            let _ = connection.await;
+        });
+        // SETTINGS are the first frame of the server, so a PONG comes after them; extended CONNECT depends on them.
+        if let Some(ping) = ping {
+            settled(ping).await?;
+        }
+        Ok(Self { requests })
+    }
+
+    pub(super) async fn open_tunnel(&self, proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error> {
+        const BAD: Error = Error::Usage("the target makes no valid URI");
+        let mut request = Request::new(());
+        *request.method_mut() = Method::CONNECT;
+        *request.headers_mut() = wanted.fields;
+        match &wanted.token {
+            None => *request.uri_mut() = wanted.target.parse().map_err(|_| BAD)?,
+            //= connect-tcp §3.2 path-and-scheme
+            Some(token) => {
+                if !self.requests.is_extended_connect_protocol_enabled() {
+                    return Err(Error::Protocol("the proxy does not offer extended CONNECT"));
+                }
+                *request.uri_mut() = Uri::builder()
+                    .scheme(proxy.scheme())
+                    .authority(proxy.authority.as_str())
+                    .path_and_query(wanted.target.as_str())
+                    .build()
+                    .map_err(|_| BAD)?;
+                request
+                    .extensions_mut()
+                    .insert(Protocol::from(token.as_str()));
+            }
+        }
+        let mut requests = self.requests.clone().ready().await?;
+        let (response, stream) = requests.send_request(request, false)?;
+        // The crate deals with interim answers.
+        let (head, body) = response.await?.into_parts();
+        let fields = check(head.status.as_u16(), head.headers)?;
+        Ok((
+            fields,
+            Recv::H2(H2Recv::new(body)),
+            Send::H2(H2Send::new(stream)),
+        ))
+    }
+}
+
+async fn settled(mut ping: PingPong) -> Result<(), Error> {
+    ping.ping(Ping::opaque()).await?;
+    Ok(())
+}

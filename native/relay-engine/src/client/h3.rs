@@ -1,0 +1,244 @@
+//! HTTP/3: one QUIC connection.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use quinn::VarInt;
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+
+use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
+use crate::transport::h3::code::{Code, Fault};
+use crate::transport::h3::control::{self, Control};
+use crate::transport::h3::frame::{Decoder, FrameStep, Side};
+use crate::transport::h3::settings::Settings;
+use crate::transport::h3::stream::{H3Recv, H3Send, Verdict};
+use crate::transport::h3::uni::{self, Purpose};
+use crate::transport::h3::{message, qpack};
+use crate::transport::quic;
+
+/// What the proxy may send on one stream before it is taken.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Bytes read at once from a stream of frames.
+const READ: usize = 64 * 1024;
+
+fn failed(error: impl fmt::Display) -> Error {
+    Error::Quic(error.to_string())
+}
+
+fn number(code: Code) -> VarInt {
+    VarInt::from_u64(code.value()).unwrap_or(VarInt::MAX)
+}
+
+/// An HTTP/3 connection to a proxy; it is closed when this and the last tunnel are gone.
+pub(super) struct Connection {
+    quic: quinn::Connection,
+    /// The proxy's settings, once they arrived.
+    settings: watch::Receiver<Option<Settings>>,
+    /// Our control stream, which must not end before the connection.
+    _control: quinn::SendStream,
+    _endpoint: quinn::Endpoint,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("remote", &self.quic.remote_address())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(super) async fn open(proxy: &Proxy) -> Result<Self, Error> {
+        let config = proxy.tls.as_ref().ok_or(Error::Usage("HTTP/3 needs TLS"))?;
+        let mut crypto = tls::with_alpn(config, b"h3");
+        crypto.enable_early_data = false;
+        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).map_err(failed)?;
+        let mut client = quinn::ClientConfig::new(Arc::new(crypto));
+        let mut transport = quic::transport_config(STREAM_WINDOW);
+        // A server opens no bidirectional stream in HTTP/3.
+        transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
+        client.transport_config(Arc::new(transport));
+        let local: SocketAddr = if proxy.address.is_ipv4() {
+            (Ipv4Addr::UNSPECIFIED, 0).into()
+        } else {
+            (Ipv6Addr::UNSPECIFIED, 0).into()
+        };
+        let endpoint = quinn::Endpoint::client(local)?;
+        let connecting = endpoint.connect_with(client, proxy.address, proxy.host());
+        let quic = connecting.map_err(failed)?.await.map_err(failed)?;
+        let mut control = quic.open_uni().await.map_err(failed)?;
+        let grease = quic.stable_id() as u64 >> 6;
+        // Only servers take extended CONNECT.
+        let ours = Settings {
+            enable_connect_protocol: false,
+            ..Settings::ours()
+        };
+        control
+            .write_all(&control::preface(&ours, grease))
+            .await
+            .map_err(failed)?;
+        let (sender, settings) = watch::channel(None);
+        spawn_local(listen(quic.clone(), sender));
+        Ok(Self {
+            quic,
+            settings,
+            _control: control,
+            _endpoint: endpoint,
+        })
+    }
+
+    pub(super) async fn open_tunnel(&self, proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error> {
+        let request = self.request(proxy, wanted).await?;
+        let (mut send, mut recv) = self.quic.open_bi().await.map_err(failed)?;
+        let mut head = Vec::with_capacity(256);
+        message::put_request(&request, &mut head);
+        send.write_chunk(head.into()).await.map_err(failed)?;
+        let mut decoder = Decoder::new(Side::Client);
+        let mut early = Bytes::new();
+        let response = loop {
+            let response = read_head(&mut recv, &mut decoder, &mut early).await;
+            match response {
+                Ok(Some(response)) if response.is_interim() => {}
+                Ok(Some(response)) => break response,
+                Ok(None) => return Err(Error::Protocol("the proxy reset the request")),
+                Err(Fault::Connection(code)) => {
+                    self.quic.close(number(code), b"");
+                    return Err(Error::Protocol("the proxy broke HTTP/3's framing"));
+                }
+                Err(Fault::Stream(code)) => {
+                    let _ = send.reset(number(code));
+                    let _ = recv.stop(number(code));
+                    return Err(Error::Protocol("the response is malformed"));
+                }
+            }
+        };
+        let fields = match check(response.status, response.fields) {
+            Ok(fields) => fields,
+            Err(refused) => {
+                let _ = send.reset(number(Code::REQUEST_CANCELLED));
+                return Err(refused);
+            }
+        };
+        decoder.final_head();
+        let verdict = Rc::new(Verdict::default());
+        let recv = H3Recv::new(recv, self.quic.clone(), decoder, early, verdict.clone());
+        let send = H3Send::new(send, verdict);
+        Ok((fields, Recv::H3(Box::new(recv)), Send::H3(Box::new(send))))
+    }
+
+    async fn request(&self, proxy: &Proxy, wanted: Wanted) -> Result<message::Request, Error> {
+        let Some(token) = wanted.token else {
+            return Ok(message::Request {
+                method: "CONNECT".to_owned(),
+                scheme: None,
+                authority: Some(wanted.target),
+                path: None,
+                protocol: None,
+                fields: wanted.fields,
+            });
+        };
+        let mut settings = self.settings.clone();
+        let settings = settings.wait_for(Option::is_some).await.map_err(failed)?;
+        if !settings.is_some_and(|settings| settings.enable_connect_protocol) {
+            return Err(Error::Protocol("the proxy does not offer extended CONNECT"));
+        }
+        //= connect-tcp §3.2 path-and-scheme
+        Ok(message::Request {
+            method: "CONNECT".to_owned(),
+            scheme: Some(proxy.scheme().to_owned()),
+            authority: Some(proxy.authority.clone()),
+            path: Some(wanted.target),
+            protocol: Some(token),
+            fields: wanted.fields,
+        })
+    }
+}
+
+/// Reads up to the end of the next response head; `None`: the stream was reset or ended before it.
+async fn read_head(
+    recv: &mut quinn::RecvStream,
+    decoder: &mut Decoder,
+    early: &mut Bytes,
+) -> Result<Option<message::Response>, Fault> {
+    loop {
+        match decoder.next(early)? {
+            FrameStep::Skip(bytes) => early.advance(bytes),
+            FrameStep::Headers(block) => {
+                return message::response(qpack::decode(&block)?).map(Some);
+            }
+            FrameStep::Data(_) => return Err(Fault::Connection(Code::FRAME_UNEXPECTED)),
+            FrameStep::Idle => match recv.read_chunk(READ, true).await {
+                Ok(Some(chunk)) => *early = chunk.bytes,
+                Ok(None) => {
+                    decoder.end()?;
+                    return Ok(None);
+                }
+                Err(_) => return Ok(None),
+            },
+        }
+    }
+}
+
+/// Takes the proxy's unidirectional streams until the connection ends.
+async fn listen(quic: quinn::Connection, settings: watch::Sender<Option<Settings>>) {
+    let opened = Rc::new(RefCell::new(uni::Opened::new(Side::Client)));
+    let settings = Rc::new(settings);
+    while let Ok(recv) = quic.accept_uni().await {
+        let (quic, opened, settings) = (quic.clone(), opened.clone(), settings.clone());
+        spawn_local(async move {
+            if let Err(fault) = unidirectional(recv, &opened, &settings).await {
+                quic.close(number(fault.code()), b"");
+            }
+        });
+    }
+}
+
+async fn unidirectional(
+    mut recv: quinn::RecvStream,
+    opened: &RefCell<uni::Opened>,
+    settings: &watch::Sender<Option<Settings>>,
+) -> Result<(), Fault> {
+    let mut front = Vec::new();
+    let kind = loop {
+        match recv.read_chunk(1, true).await {
+            Ok(Some(chunk)) => front.extend_from_slice(&chunk.bytes),
+            Ok(None) | Err(_) => return Ok(()),
+        }
+        if let Some((kind, _)) = uni::stream_type(&front) {
+            break kind;
+        }
+    };
+    let purpose = opened.borrow_mut().open(kind)?;
+    let mut control = control::Decoder::new(Side::Client);
+    let mut acknowledgements = qpack::DecoderStream::default();
+    loop {
+        let chunk = match recv.read_chunk(READ, true).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) | Err(quinn::ReadError::Reset(_)) if purpose != Purpose::Unknown => {
+                return Err(control::CLOSED);
+            }
+            Ok(None) | Err(_) => return Ok(()),
+        };
+        let mut data = &chunk.bytes[..];
+        match purpose {
+            Purpose::Control => {
+                while let Some(said) = control.next(&mut data)? {
+                    if let Control::Settings(theirs) = said {
+                        settings.send_replace(Some(theirs));
+                    }
+                }
+            }
+            Purpose::QpackEncoder => qpack::encoder_stream(data)?,
+            Purpose::QpackDecoder => acknowledgements.feed(data)?,
+            Purpose::Unknown => {
+                let _ = recv.stop(number(Code::STREAM_CREATION_ERROR));
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The client side: connections to a proxy over HTTP/1.1, HTTP/2 and HTTP/3, and tunnels through them.
+//!
+//! It shares the data streams of [`transport`](crate::transport) and the tunnel machines of `capsule-core` with the relay.
+//! Everything here stays on one thread: run it inside a `tokio::task::LocalSet`.
+
+mod h1;
+mod h2;
+mod h3;
+mod halves;
+mod tls;
+mod tunnel;
+
+pub use halves::{Recv, Send};
+pub use tls::trusting;
+pub use tunnel::{Cut, Receiver, Sender, Tunnel};
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use capsule_core::protocols::{self, Profile, Protocol};
+use capsule_core::template::Template;
+use capsule_core::tunnel::AnyStreamTunnel;
+use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::net::TcpStream;
+
+use crate::config::Http;
+use crate::transport::wire::Wire;
+
+/// `Capsule-Protocol`.
+const CAPSULE_PROTOCOL: HeaderName = HeaderName::from_static("capsule-protocol");
+
+/// Where a proxy is and how to speak to it.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    /// Address to connect to.
+    pub address: SocketAddr,
+    /// Host, and port unless it is the scheme's: `Host`, `:authority` and the name that TLS verifies.
+    pub authority: String,
+    /// TLS without ALPN, as [`trusting`] makes it; `None` for cleartext, which h3 has not.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// Credentials, e.g. `Bearer …`: sent as `Authorization`, or `Proxy-Authorization` for classic CONNECT.
+    pub credentials: Option<HeaderValue>,
+}
+
+impl Proxy {
+    fn host(&self) -> &str {
+        let host = match self.authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+            _ => &self.authority,
+        };
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    fn server_name(&self) -> Result<rustls_pki_types::ServerName<'static>, Error> {
+        rustls_pki_types::ServerName::try_from(self.host().to_owned())
+            .map_err(|_| Error::Usage("the proxy's authority is no name that TLS can verify"))
+    }
+
+    async fn dial(&self) -> Result<Wire, Error> {
+        let tcp = TcpStream::connect(self.address).await?;
+        tcp.set_nodelay(true)?;
+        Ok(Wire::new(tcp))
+    }
+}
+
+/// How a tunnel is asked for.
+#[derive(Debug, Clone)]
+pub enum Form {
+    /// Classic CONNECT.
+    Connect,
+    /// A templated protocol over byte streams: its row, the proxy's URI template, and the token to use.
+    Templated {
+        /// Row of the protocol table.
+        protocol: &'static Protocol,
+        /// Where the proxy serves it.
+        template: Template,
+        /// Token and capsule types.
+        profile: Profile,
+    },
+}
+
+impl Form {
+    /// connect-tcp at the default template with the preferred profile.
+    ///
+    /// # Errors
+    /// None as long as the protocol table is sound.
+    pub fn connect_tcp() -> Result<Self, Error> {
+        const UNSOUND: Error = Error::Usage("the protocol table has no usable connect-tcp");
+        let protocol = protocols::by_name("connect-tcp").ok_or(UNSOUND)?;
+        let template = protocol.default_template.ok_or(UNSOUND)?;
+        Ok(Self::Templated {
+            protocol,
+            template: Template::compile(template).map_err(|_| UNSOUND)?,
+            profile: protocol.profiles.first().ok_or(UNSOUND)?.clone(),
+        })
+    }
+
+    fn machine(&self) -> AnyStreamTunnel {
+        match self {
+            Self::Connect => (protocols::classic().tunnel)(None),
+            Self::Templated {
+                protocol, profile, ..
+            } => (protocol.tunnel)(Some(profile)),
+        }
+    }
+}
+
+/// What is asked of the proxy, before a version gives it shape.
+struct Wanted {
+    /// Request target: `host:port` for CONNECT, else path and query.
+    target: String,
+    /// Token of a templated protocol.
+    token: Option<String>,
+    fields: HeaderMap,
+}
+
+impl Wanted {
+    fn new(proxy: &Proxy, form: &Form, host: &str, port: u16) -> Self {
+        let mut fields = HeaderMap::new();
+        let mut put = |name, value: &Option<HeaderValue>| {
+            if let Some(value) = value {
+                fields.insert(name, value.clone());
+            }
+        };
+        match form {
+            Form::Connect => {
+                put(PROXY_AUTHORIZATION, &proxy.credentials);
+                let target = if host.contains(':') {
+                    format!("[{host}]:{port}")
+                } else {
+                    format!("{host}:{port}")
+                };
+                Self {
+                    target,
+                    token: None,
+                    fields,
+                }
+            }
+            //= connect-tcp §3 expand-into-uri
+            Form::Templated {
+                protocol,
+                template,
+                profile,
+            } => {
+                put(AUTHORIZATION, &proxy.credentials);
+                if protocol.capsule_protocol {
+                    //= connect-tcp §3.1 h1-request-capsule-protocol
+                    //= rfc9297 §3.4 field-sent
+                    put(CAPSULE_PROTOCOL, &Some(HeaderValue::from_static("?1")));
+                }
+                Self {
+                    target: template.expand_path(host, port),
+                    token: Some(profile.token.clone().into_owned()),
+                    fields,
+                }
+            }
+        }
+    }
+}
+
+/// A final answer that opens no tunnel.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// HTTP status.
+    pub status: u16,
+    /// Header fields, `Proxy-Status` among them.
+    pub fields: HeaderMap,
+}
+
+/// Why there is no tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// TCP or TLS towards the proxy.
+    #[error("connection to the proxy: {0}")]
+    Io(#[from] io::Error),
+    /// HTTP/2 towards the proxy.
+    #[error("HTTP/2: {0}")]
+    H2(#[from] ::h2::Error),
+    /// QUIC towards the proxy.
+    #[error("QUIC: {0}")]
+    Quic(String),
+    /// The proxy answered, but not with a tunnel.
+    #[error("the proxy refused with status {}", .0.status)]
+    Refused(Box<Refused>),
+    /// The proxy broke a rule of HTTP.
+    #[error("the proxy broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// It was asked for something that cannot be.
+    #[error("{0}")]
+    Usage(&'static str),
+}
+
+/// A client of one proxy over one HTTP version: a connection that all tunnels share (h2, h3), or one a tunnel (h1).
+#[derive(Debug)]
+pub struct Client {
+    proxy: Proxy,
+    connection: Connection,
+}
+
+#[derive(Debug)]
+enum Connection {
+    H1,
+    H2(h2::Connection),
+    H3(h3::Connection),
+}
+
+impl Client {
+    /// Connects; HTTP/1.1 waits for [`open`](Self::open).
+    ///
+    /// # Errors
+    /// [`Error`], if the proxy cannot be reached or does not speak the version.
+    pub async fn connect(proxy: Proxy, http: Http) -> Result<Self, Error> {
+        let connection = match http {
+            Http::H1 => Connection::H1,
+            Http::H2 => Connection::H2(h2::Connection::open(&proxy).await?),
+            Http::H3 => Connection::H3(h3::Connection::open(&proxy).await?),
+        };
+        Ok(Self { proxy, connection })
+    }
+
+    /// Opens a tunnel to `host` (a name, or an address without brackets) and `port`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the proxy's answer, or whatever else went wrong.
+    pub async fn open(&self, form: &Form, host: &str, port: u16) -> Result<Tunnel, Error> {
+        let wanted = Wanted::new(&self.proxy, form, host, port);
+        let (fields, recv, send) = match &self.connection {
+            Connection::H1 => h1::open(&self.proxy, wanted).await?,
+            Connection::H2(connection) => connection.open_tunnel(&self.proxy, wanted).await?,
+            Connection::H3(connection) => connection.open_tunnel(&self.proxy, wanted).await?,
+        };
+        Ok(Tunnel::new(fields, recv, send, form.machine()))
+    }
+}
+
+/// What a version hands over once the proxy agreed.
+type Opened = (HeaderMap, Recv, Send);
+
+/// Refuses statuses and fields that open no tunnel.
+fn check(status: u16, fields: HeaderMap) -> Result<HeaderMap, Error> {
+    match status {
+        //= rfc9297 §3.2 no-204-205-206
+        204..=206 => Err(Error::Protocol("the status opens no tunnel")),
+        200..=299 => Ok(fields),
+        _ => Err(Error::Refused(Box::new(Refused { status, fields }))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::LocalSet;
+
+use super::*;
+use crate::{Config, Engine};
+
+/// A relay with a cleartext and a TLS listener, and its certificate.
+struct Relay {
+    engine: Engine,
+    directory: std::path::PathBuf,
+    pem: Vec<u8>,
+}
+
+impl Relay {
+    fn start(name: &str) -> Self {
+        let directory =
+            std::env::temp_dir().join(format!("relay-client-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let made = crate::tls::throwaway_certificate(&["localhost".into()]).unwrap();
+        let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+        std::fs::write(&certificate, &made.certificate).unwrap();
+        std::fs::write(&key, &made.private_key).unwrap();
+        let listener = |http: &[&str], tls: bool| {
+            json!({
+                "address": "127.0.0.1:0", "http": http, "client_ca": null, "client_auth_required": false,
+                "certificate": tls.then_some(&certificate), "private_key": tls.then_some(&key),
+            })
+        };
+        let profiles: Vec<_> = protocols::by_name("connect-tcp")
+            .unwrap()
+            .profiles
+            .iter()
+            .map(|it| json!({"token": it.token, "data": it.data, "final_data": it.final_data}))
+            .collect();
+        let config: Config = serde_json::from_value(json!({
+            "workers": 1,
+            "listeners": [listener(&["h1", "h2"], false), listener(&["h1", "h2", "h3"], true)],
+            "auth": {"required": false, "realm": "relay", "users": [], "tokens": []},
+            "protocols": {"connect": true, "templated": [{
+                "protocol": "connect-tcp",
+                "template": "/.well-known/masque/tcp/{target_host}/{target_port}/",
+                "profiles": profiles,
+            }]},
+            "egress": {"dial_timeout": 5.0, "source_addresses": [], "nameservers": []},
+            "policy": {
+                "allow_networks": ["127.0.0.0/8"], "deny_networks": [], "deny_ports": [25], "rules": [],
+                "hook": false, "hook_timeout": 1.0, "hook_cache": 0.0,
+            },
+            "limits": {
+                "header_timeout": 5.0, "idle_timeout": 60.0, "idle_timeout_datagram": 120.0, "drain_timeout": 1.0,
+                "max_connections": 1000, "max_tunnels_per_principal": 1000, "buffer_per_tunnel": 1 << 20,
+                "memory": 1 << 30,
+            },
+            "log": {"access": ""},
+        }))
+        .unwrap();
+        let engine = Engine::start(config, None).unwrap();
+        Self {
+            engine,
+            directory,
+            pem: made.certificate.into_bytes(),
+        }
+    }
+
+    fn proxy(&self, tls: bool) -> Proxy {
+        let bound = self
+            .engine
+            .addresses()
+            .iter()
+            .find(|bound| bound.tls == tls)
+            .unwrap();
+        Proxy {
+            address: bound.address,
+            authority: format!("localhost:{}", bound.address.port()),
+            tls: tls.then(|| trusting(&self.pem).unwrap()),
+            credentials: None,
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.engine.close();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+const TRANSPORTS: [(Http, bool); 5] = [
+    (Http::H1, false),
+    (Http::H1, true),
+    (Http::H2, false),
+    (Http::H2, true),
+    (Http::H3, true),
+];
+
+fn forms() -> [Form; 2] {
+    [Form::Connect, Form::connect_tcp().unwrap()]
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("took too long")
+}
+
+/// Runs `cell` with each transport and form, one after another, against a target listener.
+fn matrix(name: &str, cell: impl AsyncFn(&Client, &Form, TcpListener)) {
+    let relay = Relay::start(name);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        for (http, tls) in TRANSPORTS {
+            for form in forms() {
+                let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                within(async {
+                    let client = Client::connect(relay.proxy(tls), http).await.unwrap();
+                    cell(&client, &form, target).await;
+                })
+                .await;
+            }
+        }
+    });
+}
+
+async fn open(client: &Client, form: &Form, target: &TcpListener) -> (Tunnel, TcpStream) {
+    let port = target.local_addr().unwrap().port();
+    let (tunnel, accepted) = tokio::join!(client.open(form, "127.0.0.1", port), target.accept());
+    (tunnel.unwrap(), accepted.unwrap().0)
+}
+
+#[test]
+fn payload_and_half_closes_in_every_cell() {
+    matrix("echo", async |client, form, listener| {
+        let (mut tunnel, mut target) = open(client, form, &listener).await;
+        assert!(tunnel.fields.contains_key("proxy-status"));
+        let payload: Vec<u8> = (0..3_000_000u32).map(|n| (n >> 7 ^ n) as u8).collect();
+        let up = async {
+            tunnel.sender.send(&payload).await.unwrap();
+            tunnel.sender.finish().await.unwrap();
+        };
+        let echo = async {
+            let mut got = Vec::new();
+            target.read_to_end(&mut got).await.unwrap();
+            // The other direction works on after the FIN.
+            target.write_all(&got).await.unwrap();
+            target.shutdown().await.unwrap();
+        };
+        let down = async {
+            let mut got = Vec::new();
+            while let Some(bytes) = tunnel.receiver.recv().await.unwrap() {
+                assert!(!bytes.is_empty());
+                got.extend_from_slice(&bytes);
+            }
+            got
+        };
+        let (_, _, got) = tokio::join!(up, echo, down);
+        assert!(got == payload);
+        tunnel.sender.close().await.unwrap();
+        tunnel.receiver.end().await.unwrap();
+    });
+}
+
+#[test]
+fn a_reset_of_the_target_is_no_clean_end() {
+    matrix("reset", async |client, form, listener| {
+        let (mut tunnel, mut target) = open(client, form, &listener).await;
+        target.write_all(b"last words").await.unwrap();
+        let mut got = tunnel.receiver.recv().await.unwrap().unwrap().to_vec();
+        target.set_zero_linger().unwrap();
+        drop(target);
+        let end = loop {
+            match tunnel.receiver.recv().await {
+                Ok(Some(bytes)) => got.extend_from_slice(&bytes),
+                end => break end,
+            }
+        };
+        assert_eq!(got, b"last words");
+        assert_eq!(end, Err(Cut::Reset));
+    });
+}
+
+#[test]
+fn an_abort_resets_the_target() {
+    matrix("abort", async |client, form, listener| {
+        let (mut tunnel, mut target) = open(client, form, &listener).await;
+        tunnel.sender.send(b"x").await.unwrap();
+        assert_eq!(target.read_u8().await.unwrap(), b'x');
+        tunnel.receiver.abort();
+        tunnel.sender.abort().await;
+        drop(tunnel);
+        let error = target.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+fn a_refusal_carries_status_and_fields() {
+    matrix("refusal", async |client, form, listener| {
+        drop(listener);
+        let refused = client.open(form, "127.0.0.1", 25).await.unwrap_err();
+        let Error::Refused(answer) = refused else {
+            panic!("{refused}");
+        };
+        assert_eq!(answer.status, 403);
+        assert!(answer.fields.contains_key("proxy-status"));
+    });
+}

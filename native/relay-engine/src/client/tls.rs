@@ -1,0 +1,38 @@
+//! TLS towards a proxy.
+
+use std::sync::Arc;
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+/// A configuration that trusts the certificates in `pem` and nothing else; ALPN is left to the HTTP version.
+///
+/// # Errors
+/// Says what is wrong with `pem`.
+pub fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| format!("not PEM: {error}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("not a usable root: {error}"))?;
+    }
+    if roots.is_empty() {
+        return Err("holds no PEM certificate".into());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+/// `config` with one ALPN protocol.
+pub(super) fn with_alpn(config: &ClientConfig, protocol: &[u8]) -> ClientConfig {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    config
+}

@@ -1,0 +1,285 @@
+//! An open tunnel: payload in two directions.
+
+use bytes::{Buf, Bytes};
+use capsule_core::capsule::MAX_HEADER;
+use capsule_core::tunnel::{AnyStreamTunnel, End, Finish, Malformed, Step, StreamTunnel};
+use http::HeaderMap;
+
+use super::halves::{Recv, Send};
+use crate::pool::{Buffer, HEADROOM, PAYLOAD};
+use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
+
+/// Flow-control credit is given back in portions of this many bytes.
+const PORTION: usize = 64 << 10;
+
+/// Why a direction of a tunnel ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Cut {
+    /// Reset, broken, or ended without the target's FIN: to a byte stream the same as a RST.
+    #[error("the tunnel was cut off")]
+    Reset,
+    /// The proxy sent what its protocol does not allow.
+    #[error("the proxy's data stream is malformed: {0}")]
+    Malformed(#[from] Malformed),
+}
+
+impl From<Gone> for Cut {
+    fn from(_: Gone) -> Self {
+        Self::Reset
+    }
+}
+
+impl From<Lost> for Cut {
+    fn from(_: Lost) -> Self {
+        Self::Reset
+    }
+}
+
+/// A tunnel that the proxy has opened.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// Fields of the answer, `Proxy-Status` among them.
+    pub fields: HeaderMap,
+    /// Bytes from the target.
+    pub receiver: Receiver,
+    /// Bytes to the target.
+    pub sender: Sender,
+}
+
+impl Tunnel {
+    pub(super) fn new(fields: HeaderMap, recv: Recv, send: Send, machine: AnyStreamTunnel) -> Self {
+        // Inbound and outbound share no state, so each direction has a machine of its own.
+        Self {
+            fields,
+            receiver: Receiver {
+                half: recv,
+                machine: machine.clone(),
+                chunks: Vec::new(),
+                taken: 0,
+                finished: false,
+            },
+            sender: Sender {
+                half: send,
+                machine,
+            },
+        }
+    }
+}
+
+/// Bytes from the target.
+#[derive(Debug)]
+pub struct Receiver {
+    half: Recv,
+    machine: AnyStreamTunnel,
+    /// Received and not yet looked at, last first.
+    chunks: Vec<Bytes>,
+    taken: usize,
+    finished: bool,
+}
+
+impl Receiver {
+    /// The next bytes, never empty, as the connection delivered them; `None` once the target sent FIN.
+    ///
+    /// # Errors
+    /// [`Cut`], after all bytes that arrived before.
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, Cut> {
+        loop {
+            if self.finished {
+                return Ok(None);
+            }
+            let mut chunk = self.chunks.pop().unwrap_or_default();
+            match self.machine.inbound(&chunk)? {
+                Step::Skip(bytes) => {
+                    chunk.advance(bytes);
+                    self.took(bytes);
+                    self.put_back(chunk);
+                }
+                Step::Payload(bytes) => {
+                    let length = usize::try_from(bytes)
+                        .unwrap_or(usize::MAX)
+                        .min(chunk.len());
+                    let payload = chunk.split_to(length);
+                    self.machine.advance(length as u64);
+                    self.took(length);
+                    self.put_back(chunk);
+                    return Ok(Some(payload));
+                }
+                Step::Finish => {
+                    self.put_back(chunk);
+                    self.finished = true;
+                }
+                Step::Idle if self.fetch().await? => {}
+                Step::Idle => match self.machine.inbound_end() {
+                    End::Finish | End::Complete => self.finished = true,
+                    //= connect-tcp §3.4 end-without-final-sends-rst
+                    End::Abort => return Err(Cut::Reset),
+                    End::Malformed(fault) => return Err(fault.into()),
+                },
+            }
+        }
+    }
+
+    /// After the target's FIN: waits until the proxy ends the data stream, skipping what may still come.
+    ///
+    /// # Errors
+    /// [`Cut`], e.g. for a RST that the target sent after its FIN.
+    pub async fn end(&mut self) -> Result<(), Cut> {
+        loop {
+            let mut chunk = self.chunks.pop().unwrap_or_default();
+            match self.machine.inbound(&chunk)? {
+                Step::Skip(bytes) => {
+                    chunk.advance(bytes);
+                    self.took(bytes);
+                    self.put_back(chunk);
+                }
+                // A raw stream whose end was the FIN has nothing more.
+                Step::Payload(_) | Step::Finish => return Ok(()),
+                Step::Idle if !self.fetch().await? => {
+                    return match self.machine.inbound_end() {
+                        End::Malformed(fault) => Err(fault.into()),
+                        _ => Ok(()),
+                    };
+                }
+                Step::Idle => {}
+            }
+        }
+    }
+
+    /// Wants nothing more.
+    pub fn abort(&mut self) {
+        self.half.abort(Fault::Cancelled);
+    }
+
+    async fn fetch(&mut self) -> Result<bool, Cut> {
+        self.give_credit();
+        let more = self.half.recv(&mut self.chunks).await?;
+        self.chunks.reverse();
+        Ok(more)
+    }
+
+    fn put_back(&mut self, chunk: Bytes) {
+        if !chunk.is_empty() {
+            self.chunks.push(chunk);
+        }
+    }
+
+    fn took(&mut self, bytes: usize) {
+        self.taken += bytes;
+        if self.taken >= PORTION {
+            self.give_credit();
+        }
+    }
+
+    fn give_credit(&mut self) {
+        if self.taken > 0 {
+            self.half.release(std::mem::take(&mut self.taken));
+        }
+    }
+}
+
+/// Bytes to the target.
+#[derive(Debug)]
+pub struct Sender {
+    half: Send,
+    machine: AnyStreamTunnel,
+}
+
+impl Sender {
+    /// Waits until payload may be sent; returns how many bytes, 1–[`PAYLOAD`].
+    ///
+    /// # Errors
+    /// [`Cut::Reset`].
+    pub async fn room(&mut self) -> Result<usize, Cut> {
+        let mut header = [0; MAX_HEADER];
+        let overhead = self.machine.outbound_header(PAYLOAD, &mut header);
+        let room = self.half.ready(PAYLOAD + overhead).await?;
+        Ok(room.saturating_sub(overhead).clamp(1, PAYLOAD))
+    }
+
+    /// Sends the first `length` payload bytes of `buffer` without a copy, at most what [`room`](Self::room) said.
+    ///
+    /// # Errors
+    /// [`Cut::Reset`].
+    pub async fn send_buffer(&mut self, mut buffer: Buffer, length: usize) -> Result<(), Cut> {
+        let mut header = [0; MAX_HEADER];
+        let size = self.machine.outbound_header(length, &mut header);
+        let start = buffer.prepend(HEADROOM, &header[..size]);
+        self.push(buffer, start, HEADROOM + length).await
+    }
+
+    /// Sends all of `payload`.
+    ///
+    /// # Errors
+    /// [`Cut::Reset`].
+    pub async fn send(&mut self, mut payload: &[u8]) -> Result<(), Cut> {
+        while !payload.is_empty() {
+            let length = self.room().await?.min(payload.len());
+            let (now, later) = payload.split_at(length);
+            let mut buffer = Buffer::take();
+            buffer.payload_mut(length).copy_from_slice(now);
+            self.send_buffer(buffer, length).await?;
+            payload = later;
+        }
+        Ok(())
+    }
+
+    /// Tells the target that nothing more comes (FIN).
+    ///
+    /// # Errors
+    /// [`Cut::Reset`].
+    pub async fn finish(&mut self) -> Result<(), Cut> {
+        let mut header = [0; MAX_HEADER];
+        match self.machine.outbound_finish(&mut header) {
+            Finish::EndStream => self.half.finish().await?,
+            Finish::Bytes(0) => {}
+            Finish::Bytes(size) => {
+                let mut buffer = Buffer::take();
+                buffer.payload_mut(size).copy_from_slice(&header[..size]);
+                self.push(buffer, HEADROOM, HEADROOM + size).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the data stream after [`finish`](Self::finish), once the target's FIN has come too; nothing to do where the end of
+    /// the stream is the FIN.
+    ///
+    /// # Errors
+    /// [`Cut::Reset`].
+    //= connect-tcp §3.4 graceful-close
+    pub async fn close(&mut self) -> Result<(), Cut> {
+        match self.machine.outbound_finish(&mut [0; MAX_HEADER]) {
+            Finish::EndStream => Ok(()),
+            Finish::Bytes(_) => Ok(self.half.finish().await?),
+        }
+    }
+
+    /// Ends the tunnel abruptly: the target sees a RST.
+    pub async fn abort(&mut self) {
+        self.half.abort(Fault::Target).await;
+    }
+
+    /// Resolves when the proxy wants no more bytes.
+    pub async fn gone(&mut self) {
+        self.half.gone().await;
+    }
+
+    /// Sends `buffer[start..end]`, in pieces where the window is smaller.
+    async fn push(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Cut> {
+        let room = self.half.ready(end - start).await?;
+        if room >= end - start {
+            return Ok(self.half.send(buffer, start, end).await?);
+        }
+        let mut at = start;
+        while at < end {
+            let length = self.half.ready(end - at).await?.min(end - at).min(PAYLOAD);
+            let mut piece = Buffer::take();
+            piece
+                .payload_mut(length)
+                .copy_from_slice(&buffer.as_ref()[at..at + length]);
+            self.half.send(piece, HEADROOM, HEADROOM + length).await?;
+            at += length;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,334 @@
+"""The configuration: every kind of fault, all at once, each with its line."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay import Config, ConfigError, _native
+from relay.config import Auth, Listener, Policy, Rule
+
+LISTENER = '[[listeners]]\naddress = "127.0.0.1:0"\n'
+USER = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$c29tZXNhbHRzb21lc2FsdHNvbWVzYWx0c29tZXNhbHQ"
+
+
+def errors_of(folder: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
+    """The faults of a file, without the folder's name."""
+    path = folder / "relay.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Config.load(path, environ or {})
+    return [line.replace(f"{folder}/", "") for line in caught.value.errors]
+
+
+def load(folder: Path, text: str, environ: dict[str, str] | None = None) -> Config:
+    path = folder / "relay.toml"
+    path.write_text(text)
+    return Config.load(path, environ or {})
+
+
+def write_pair(folder: Path, stem: str) -> tuple[Path, Path]:
+    certificate, key = folder / f"{stem}.pem", folder / f"{stem}.key"
+    chain, private = _native.throwaway_certificate(["localhost"])
+    certificate.write_text(chain)
+    key.write_text(private)
+    return certificate, key
+
+
+def test_the_shortest_file_has_every_default(tmp_path: Path) -> None:
+    native = json.loads(load(tmp_path, LISTENER).to_native())
+    assert native["listeners"] == [
+        {
+            "address": "127.0.0.1:0",
+            "http": ["h1", "h2"],
+            "certificate": None,
+            "private_key": None,
+            "client_ca": None,
+            "client_auth_required": False,
+        }
+    ]
+    assert native["limits"] == {
+        "header_timeout": 10.0,
+        "idle_timeout": 3600.0,
+        "idle_timeout_datagram": 300.0,
+        "drain_timeout": 30.0,
+        "max_connections": 100_000,
+        "max_tunnels_per_principal": 10_000,
+        "buffer_per_tunnel": 1 << 20,
+        "memory": 0,
+    }
+    assert native["auth"] == {"required": True, "realm": "relay", "users": [], "tokens": []}
+    assert native["protocols"]["connect"] is True
+    (tcp,) = native["protocols"]["templated"]
+    assert tcp["template"] == "/.well-known/masque/tcp/{target_host}/{target_port}/"
+    assert [profile["token"] for profile in tcp["profiles"]] == ["connect-tcp-12", "connect-tcp-07"]
+    assert native["policy"]["deny_ports"] == [25]
+
+
+FAULTS = [
+    ('workers = "many"\n' + LISTENER, 1, "workers", "expected an integer"),
+    ("worker = 1\n" + LISTENER, 1, "worker", "did you mean workers?"),
+    ("", 1, "listeners", "is required"),
+    ("listeners = []", 1, "listeners", "at least one entry"),
+    ('[[listeners]]\nhttp = ["h1"]', 1, "listeners[0].address", "is required"),
+    ('[[listeners]]\naddress = "localhost:1"', 2, "listeners[0].address", "an IP address and a port"),
+    ('[[listeners]]\naddress = "::1:1"', 2, "listeners[0].address", "an IP address and a port"),
+    ('[[listeners]]\naddress = "127.0.0.1:65536"', 2, "listeners[0].address", "an IP address and a port"),
+    (LISTENER + 'http = ["h1",\n "h4"]', 4, "listeners[0].http[1]", "expected 'h1', 'h2' or 'h3'"),
+    (LISTENER + 'http = ["h3"]', 1, "listeners[0].private_key", "QUIC has no cleartext form"),
+    (LISTENER + 'certificate = "none.pem"', 3, "listeners[0].certificate", "none.pem: No such file"),
+    (LISTENER + 'private_key = "relay.toml"', 3, "listeners[0].private_key", "needs certificate"),
+    (LISTENER + 'certificate = "relay.toml"', 1, "listeners[0].private_key", "is required beside certificate"),
+    (LISTENER + 'client_ca = "relay.toml"', 3, "listeners[0].client_ca", "needs certificate and private_key"),
+    (LISTENER + 'client_auth = "required"', 3, "listeners[0].client_auth", "needs client_ca"),
+    (LISTENER + 'proxy_protocol_from = ["10.0.0.0/8"]', 3, "listeners[0].proxy_protocol_from", "not supported"),
+    (LISTENER + '[auth]\nrealm = "a\\"b"', 4, "auth.realm", "printable ASCII"),
+    (LISTENER + '[auth]\nusers_file = "none"', 4, "auth.users_file", "none: No such file"),
+    (LISTENER + '[auth]\ntokens_file = ""', 4, "auth.tokens_file", "expected a file name"),
+    (LISTENER + "[protocols.conect]", 3, "protocols.conect", "did you mean connect?"),
+    (
+        LISTENER + '[protocols.connect]\ntemplate = "/{target_host}/{target_port}"',
+        4,
+        "protocols.connect.template",
+        "no",
+    ),
+    (LISTENER + '[protocols.connect-tcp]\ntemplate = "/x"', 4, "protocols.connect-tcp.template", "target_host"),
+    (LISTENER + '[protocols.connect-tcp]\nprofiles = ["x"]', 4, "protocols.connect-tcp.profiles[0]", "connect-tcp-12"),
+    (
+        LISTENER + '[[protocols.connect-tcp.profile]]\ntoken = "a b"\ndata = 1\nfinal_data = 2',
+        4,
+        "protocols.connect-tcp.profile[0].token",
+        "HTTP token",
+    ),
+    (LISTENER + "[egress]\ndial_timeout = 10", 4, "egress.dial_timeout", 'expected a string, such as "10s"'),
+    (LISTENER + '[egress]\ndial_timeout = "10"', 4, "egress.dial_timeout", "with a unit"),
+    (LISTENER + '[egress]\ndial_timeout = "0s"', 4, "egress.dial_timeout", "at least 1ms"),
+    (LISTENER + '[egress]\nnameservers = ["dns"]', 4, "egress.nameservers[0]", "a name server"),
+    (LISTENER + '[egress]\nsource_addresses = ["fe80::1%1"]', 4, "egress.source_addresses[0]", "an IP address"),
+    (LISTENER + '[policy]\nallow_networks = ["10.0.0.1/8"]', 4, "policy.allow_networks[0]", 'mean "10.0.0.0/8"?'),
+    (LISTENER + '[policy]\ndeny_networks = "::/0"', 4, "policy.deny_networks", "expected a list"),
+    (LISTENER + "[policy]\ndeny_ports = [0]", 4, "policy.deny_ports[0]", "from 1 to 65535"),
+    (LISTENER + '[policy]\nhook = "rules.decide"', 4, "policy.hook", "package.module:function"),
+    (LISTENER + '[[policy.rules]]\nports = ["1"]', 3, "policy.rules[0].action", "is required"),
+    (LISTENER + '[[policy.rules]]\naction = "drop"', 4, "policy.rules[0].action", "expected 'allow' or 'deny'"),
+    (LISTENER + '[[policy.rules]]\naction = "deny"\nports = ["9-1"]', 5, "policy.rules[0].ports[0]", "8000-8999"),
+    (
+        LISTENER + '[[policy.rules]]\naction = "deny"\nhosts = ["http://a"]',
+        5,
+        "policy.rules[0].hosts[0]",
+        "a host name",
+    ),
+    (LISTENER + '[[policy.rules]]\naction = "deny"\nhots = ["a"]', 5, "policy.rules[0].hots", "did you mean hosts?"),
+    (LISTENER + '[[policy.rules]]\naction = "deny"\nprotocols = ["ftp"]', 5, "policy.rules[0].protocols", "'ftp'"),
+    (LISTENER + "[limits]\nmax_connections = 0", 4, "limits.max_connections", "expected 1 or more"),
+    (LISTENER + '[limits]\nbuffer_per_tunnel = "1 mb"', 4, "limits.buffer_per_tunnel", "with a unit"),
+    (LISTENER + '[limits]\nbuffer_per_tunnel = "1B"', 4, "limits.buffer_per_tunnel", "at least"),
+    (LISTENER + '[limits]\nidle_timeout_datagram = "119s"', 4, "limits.idle_timeout_datagram", "at least 2m"),
+    (LISTENER + '[admin]\naddress = "here"', 4, "admin.address", "an IP address and a port"),
+    (LISTENER + '[log]\nlevel = "loud"', 4, "log.level", "'warning'"),
+    (LISTENER + '[log]\naccess = "none/access.log"', 4, "log.access", "a directory that exists"),
+    (LISTENER + "limits = 3", 3, "listeners[0].limits", "unknown key"),
+    ("auth = 3\n" + LISTENER, 1, "auth", "expected a table"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "expected"), FAULTS, ids=[f"{key}-{line}" for _, line, key, _ in FAULTS]
+)
+def test_a_fault_names_its_line_its_key_and_what_was_expected(
+    tmp_path: Path, text: str, line: int, key: str, expected: str
+) -> None:
+    (error,) = errors_of(tmp_path, text)
+    assert error.startswith(f"relay.toml:{line}: {key}: ")
+    assert expected in error
+
+
+def test_all_faults_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    whole = LISTENER + '[egress]\ndial_timeout = "x"\n[policy]\nhok = ""\n[limits]\nmemory = 1\n[lgo]\n'
+    errors = errors_of(tmp_path, whole)
+    assert [re.match(r"relay\.toml:(\d+): ([a-z._]+):", error).groups() for error in errors] == [  # type: ignore[union-attr]
+        ("4", "egress.dial_timeout"),
+        ("6", "policy.hok"),
+        ("8", "limits.memory"),
+        ("9", "lgo"),
+    ]
+
+
+def test_broken_toml_names_its_line(tmp_path: Path) -> None:
+    (error,) = errors_of(tmp_path, "workers = 1\nlisteners = = 2\n")
+    assert error.startswith("relay.toml:2: expected TOML: ")
+    (error,) = errors_of(tmp_path, "workers = 1\nx = [\n")
+    assert error.startswith("relay.toml:2: expected TOML: ")
+
+
+def test_a_file_that_is_no_text_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    with pytest.raises(ConfigError, match=r"relay\.toml: cannot be read: No such file"):
+        Config.load(path, {})
+    path.write_bytes(b"workers = 1\n# \xff\n")
+    with pytest.raises(ConfigError, match=r"relay\.toml:2: expected text in UTF-8"):
+        Config.load(path, {})
+
+
+def test_a_key_of_another_certificate(tmp_path: Path) -> None:
+    write_pair(tmp_path, "one")
+    write_pair(tmp_path, "two")
+    text = LISTENER + 'certificate = "one.pem"\nprivate_key = "{}"'
+    (error,) = errors_of(tmp_path, text.format("two.key"))
+    assert error.startswith("relay.toml:4: listeners[0].private_key: ")
+    assert "two.key does not belong to one.pem" in error
+    (error,) = errors_of(tmp_path, text.format("relay.toml"))
+    assert error.startswith("relay.toml:4: listeners[0].private_key: relay.toml: ")
+    assert load(tmp_path, text.format("one.key")).listeners[0].versions == ["h1", "h2", "h3"]
+
+
+def test_client_certificates_need_roots_that_can_be_read(tmp_path: Path) -> None:
+    write_pair(tmp_path, "one")
+    text = LISTENER + 'certificate = "one.pem"\nprivate_key = "one.key"\nclient_auth = "required"\nclient_ca = "{}"'
+    (error,) = errors_of(tmp_path, text.format("one.key"))
+    assert error.startswith("relay.toml:6: listeners[0].client_ca: one.key: ")
+    (listener,) = json.loads(load(tmp_path, text.format("one.pem")).to_native())["listeners"]
+    assert listener["client_auth_required"] is True
+    assert listener["client_ca"] == str(tmp_path / "one.pem")
+
+
+def test_faults_in_credential_files_name_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text(f"# people\n\nalice:{USER}\nbob:plain\nalice:{USER}\n")
+    (tmp_path / "tokens").write_text("ci:" + "a" * 64 + "\nci2:" + "A" * 64 + "\n:" + "a" * 64 + "\n")
+    errors = errors_of(tmp_path, LISTENER + '[auth]\nusers_file = "users"\ntokens_file = "tokens"')
+    assert [error.partition(": expected")[0] for error in errors] == [
+        "relay.toml:4: auth.users_file: users:4",
+        "relay.toml:4: auth.users_file: users:5: 'alice' is there twice: remove one of the lines",
+        "relay.toml:5: auth.tokens_file: tokens:2",
+        "relay.toml:5: auth.tokens_file: tokens:3",
+    ]
+
+
+def test_credentials_reach_the_engine(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text(f"alice:{USER}\n")
+    (tmp_path / "tokens").write_text(f"ci:{'ab' * 32}\n")
+    config = load(tmp_path, LISTENER + '[auth]\nusers_file = "users"\ntokens_file = "tokens"')
+    auth = json.loads(config.to_native())["auth"]
+    assert auth["users"] == [["alice", USER]]
+    assert auth["tokens"] == [["ci", "ab" * 32]]
+    assert config.warnings() == []
+
+
+def test_an_open_relay_has_to_be_wanted(tmp_path: Path) -> None:
+    text = '[[listeners]]\naddress = "{}"\n[auth]\nrequired = false\n{}'
+    (error,) = errors_of(tmp_path, text.format("0.0.0.0:0", ""))
+    assert error.startswith("relay.toml:4: auth.required: ")
+    assert "open = true" in error
+    load(tmp_path, text.format("0.0.0.0:0", "open = true"))
+    load(tmp_path, text.format("127.0.0.2:0", ""))
+    load(tmp_path, text.format("[::1]:0", ""))
+
+
+def test_what_is_accepted_but_not_served_is_said(tmp_path: Path) -> None:
+    warnings = load(
+        tmp_path,
+        LISTENER
+        + "[auth]\nrequired = false\n"
+        + '[protocols.connect-udp]\ntemplate = "/u/{target_host}/{target_port}/"\n[admin]\naddress = "127.0.0.1:9090"',
+    ).warnings()
+    assert [line.replace(f"{tmp_path}/", "") for line in warnings] == [
+        "relay.toml:5: protocols.connect-udp: this version does not serve connect-udp yet",
+        "relay.toml:8: admin.address: this version does not serve the admin endpoint yet",
+    ]
+
+
+def test_nobody_could_get_in(tmp_path: Path) -> None:
+    (warning,) = load(tmp_path, LISTENER).warnings()
+    assert "nobody has credentials" in warning
+
+
+def test_units(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        LISTENER
+        + '[limits]\nidle_timeout = "1h30m"\nheader_timeout = "250ms"\ndrain_timeout = "0"\n'
+        + 'buffer_per_tunnel = "64kB"\nmemory = "1.5GiB"',
+    )
+    limits = json.loads(config.to_native())["limits"]
+    assert limits["idle_timeout"] == 5400.0
+    assert limits["header_timeout"] == 0.25
+    assert limits["drain_timeout"] == 0.0
+    assert limits["buffer_per_tunnel"] == 64_000
+    assert limits["memory"] == 3 << 29
+
+
+def test_rules_reach_the_engine(tmp_path: Path) -> None:
+    text = (
+        LISTENER
+        + '[egress]\nnameservers = ["192.0.2.53", "[2001:db8::53]:5353", "2001:db8::1"]\n'
+        + '[[policy.rules]]\naction = "allow"'
+        + '\nprincipals = ["alice"]\nhosts = ["*.example.com"]\nnetworks = ["10.1.0.0/16", "::1"]'
+        + '\nports = ["443", "1-2", 7]'
+        + '\nprotocols = ["connect-tcp"]'
+    )
+    native = json.loads(load(tmp_path, text).to_native())
+    assert native["egress"]["nameservers"] == ["192.0.2.53:53", "[2001:db8::53]:5353", "[2001:db8::1]:53"]
+    assert native["policy"]["rules"] == [
+        {
+            "allow": True,
+            "principals": ["alice"],
+            "hosts": ["*.example.com"],
+            "networks": ["10.1.0.0/16", "::1/128"],
+            "ports": [[443, 443], [1, 2], [7, 7]],
+            "protocols": ["connect-tcp"],
+        }
+    ]
+
+
+def test_protocols_can_be_turned_off_and_get_profiles(tmp_path: Path) -> None:
+    off = load(tmp_path, LISTENER + "[protocols.connect]\nenabled = false\n[protocols.connect-tcp]\nenabled = false")
+    assert json.loads(off.to_native())["protocols"] == {"connect": False, "templated": []}
+    more = load(
+        tmp_path,
+        LISTENER
+        + '[protocols.connect-tcp]\nprofiles = ["connect-tcp-07"]\n'
+        + '[[protocols.connect-tcp.profile]]\ntoken = "connect-tcp"\ndata = 0x21\nfinal_data = 0x22',
+    )
+    (tcp,) = json.loads(more.to_native())["protocols"]["templated"]
+    assert tcp["profiles"][0]["token"] == "connect-tcp-07"
+    assert tcp["profiles"][1] == {"token": "connect-tcp", "data": 0x21, "final_data": 0x22}
+
+
+def test_the_effective_configuration_is_a_configuration(tmp_path: Path) -> None:
+    write_pair(tmp_path, "one")
+    (tmp_path / "tokens").write_text(f"ci:{'ab' * 32}\n")
+    first = load(
+        tmp_path,
+        LISTENER
+        + 'certificate = "one.pem"\nprivate_key = "one.key"\nclient_ca = "one.pem"\n[auth]\ntokens_file = "tokens"\n'
+        + '[[policy.rules]]\naction = "deny"\nports = [25]\n'
+        + '[[protocols.connect-tcp.profile]]\ntoken = "connect-tcp"\ndata = 0x21\nfinal_data = 0x22\n'
+        + '[log]\naccess = ""',
+    )
+    path = tmp_path / "effective.toml"
+    path.write_text(first.effective())
+    second = Config.load(path, {})
+    assert second.effective() == first.effective()
+    assert second.to_native() == first.to_native()
+    assert "ab" * 32 not in first.effective()
+
+
+def test_in_code(tmp_path: Path) -> None:
+    certificate, key = write_pair(tmp_path, "one")
+    config = Config(
+        listeners=[Listener(address="127.0.0.1:0", certificate=certificate, private_key=key)],
+        auth=Auth(required=False),
+        policy=Policy(rules=[Rule(action="allow", networks=["127.0.0.0/8"])]),
+    )
+    assert json.loads(config.to_native())["listeners"][0]["certificate"] == str(certificate)
+    tree: dict[str, Any] = {"listeners": [{"address": "x"}], "limits": {"max_connections": -1}}
+    for make in (lambda: Config.from_dict(tree), lambda: Config(**tree)):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert [line.partition(": ")[0] for line in caught.value.errors] == [
+            "listeners[0].address",
+            "limits.max_connections",
+        ]
+    assert config.reread().to_native() == config.to_native()

@@ -1,0 +1,51 @@
+"""The files of users and tokens."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from relay import _native
+from relay.auth import files
+
+
+def test_a_new_file_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    assert files.write_entry(path, "ci", _native.hash_token("x")) is False
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert files.read_tokens(path) == [("ci", _native.hash_token("x"))]
+
+
+def test_an_entry_is_replaced_and_the_rest_stays(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(f"# kept: this\n\nother:{'0' * 64}\nci:{'1' * 64}\n")
+    path.chmod(0o640)
+    assert files.write_entry(path, "ci", "2" * 64) is True
+    assert path.read_text() == f"# kept: this\n\nother:{'0' * 64}\nci:{'2' * 64}\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tokens"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("")
+    (tmp_path / "link").symlink_to("real")
+    files.write_entry(tmp_path / "link", "ci", "2" * 64)
+    assert (tmp_path / "link").is_symlink()
+    assert files.read_tokens(tmp_path / "real") == [("ci", "2" * 64)]
+
+
+def test_hashes_are_what_the_files_take(tmp_path: Path) -> None:
+    phc = _native.hash_password("påss wörd")
+    assert files.PASSWORD_HASH.fullmatch(phc)
+    assert phc.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert phc != _native.hash_password("påss wörd")
+    assert _native.hash_token("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    files.write_entry(tmp_path / "users", "alice", phc)
+    assert files.read_users(tmp_path / "users") == [("alice", phc)]
+
+
+@pytest.mark.parametrize("name", ["", "a:b", " a", "a\n", "#a", "\x07"])
+def test_names_that_no_line_holds(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="expected a name"):
+        files.write_entry(tmp_path / "users", name, "x")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,204 @@
+"""The codec from Python: varints, capsules, connect-tcp; any split, any buffer."""
+
+import array
+import contextlib
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay import framing
+from relay.framing import (
+    Capsule,
+    CapsuleDecoder,
+    CapsuleHeader,
+    CapsuleValue,
+    ConnectTcp,
+    FramingError,
+    decode_varint,
+    encode_capsule,
+    encode_capsule_header,
+    encode_varint,
+)
+
+VARINTS = st.integers(0, framing.MAX_VARINT)
+BUFFERS: list[Callable[[bytes], Any]] = [
+    bytes,
+    bytearray,
+    memoryview,
+    lambda data: array.array("B", data),
+]
+
+
+@pytest.mark.parametrize(
+    ("wire", "value"),
+    [
+        ("c2197c5eff14e88c", 151_288_809_941_952_652),
+        ("9d7f3e7d", 494_878_333),
+        ("7bbd", 15_293),
+        ("4025", 37),
+        ("25", 37),
+    ],
+)
+def test_the_vectors_of_rfc_9000(wire: str, value: int) -> None:
+    data = bytes.fromhex(wire)
+    assert decode_varint(data) == (value, len(data))
+    if wire != "4025":
+        assert encode_varint(value) == data
+
+
+@given(VARINTS, st.binary(max_size=3))
+def test_varints_come_back(value: int, before: bytes) -> None:
+    wire = encode_varint(value)
+    assert decode_varint(before + wire, len(before)) == (value, len(wire))
+    assert all(decode_varint(wire[:cut]) is None for cut in range(len(wire)))
+
+
+@pytest.mark.parametrize("value", [-1, framing.MAX_VARINT + 1, 1 << 70])
+def test_what_no_varint_holds(value: int) -> None:
+    with pytest.raises(ValueError, match="from 0 to"):
+        encode_varint(value)
+    with pytest.raises(ValueError, match="from 0 to"):
+        encode_capsule(value, b"")
+    with pytest.raises(ValueError, match="from 0 to"):
+        encode_capsule_header(0, value)
+
+
+def test_what_is_no_bytes() -> None:
+    for wrong in ("text", 7, None, array.array("I", [1]), [1]):
+        with pytest.raises(TypeError):
+            decode_varint(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("buffer", BUFFERS)
+def test_any_buffer_will_do(buffer: Callable[[bytes], Any]) -> None:
+    assert decode_varint(buffer(b"\x40\x25")) == (37, 2)
+    wire = encode_capsule(7, buffer(b"abc"))
+    assert wire == b"\x07\x03abc"
+    assert CapsuleDecoder().feed(buffer(wire)) == [Capsule(7, b"abc")]
+    machine = ConnectTcp()
+    assert ConnectTcp().receive(buffer(machine.send(buffer(b"abc")))) == b"abc"
+
+
+def test_a_strided_view_is_taken_as_it_reads() -> None:
+    assert encode_capsule(1, memoryview(b"a-b-c-")[::2]) == b"\x01\x03abc"
+
+
+def collected(pieces: list[bytes], max_whole: int) -> list[tuple[int, bytes]]:
+    """The capsules that come out of a decoder, put together again."""
+    decoder = CapsuleDecoder(max_whole)
+    found: list[tuple[int, bytes]] = []
+    for event in itertools.chain.from_iterable(decoder.feed(piece) for piece in pieces):
+        match event:
+            case Capsule(kind, value):
+                assert len(value) <= max_whole
+                found.append((kind, value))
+            case CapsuleHeader(kind, length):
+                assert length > max_whole
+                found.append((kind, b""))
+            case CapsuleValue(data, _):
+                kind, so_far = found.pop()
+                found.append((kind, so_far + data))
+    assert decoder.at_boundary
+    decoder.finish()
+    return found
+
+
+def split(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[begin:end] for begin, end in itertools.pairwise(places)]
+
+
+@given(
+    st.lists(st.tuples(VARINTS, st.binary(max_size=40)), max_size=6),
+    st.lists(st.integers(0, 500), max_size=12),
+    st.integers(0, 50),
+)
+def test_any_split_gives_the_same_capsules(capsules: list[tuple[int, bytes]], cuts: list[int], max_whole: int) -> None:
+    wire = b"".join(encode_capsule(kind, value) for kind, value in capsules)
+    assert collected(split(wire, cuts), max_whole) == capsules
+    assert collected([bytes([byte]) for byte in wire], max_whole) == capsules
+
+
+def test_a_capsule_of_any_length_streams() -> None:
+    # = rfc9297 §3.2 never-accumulate
+    decoder = CapsuleDecoder()
+    length = framing.MAX_VARINT
+    assert decoder.feed(encode_capsule_header(5, length)) == [CapsuleHeader(5, length)]
+    assert decoder.feed(b"abc") == [CapsuleValue(b"abc", length - 3)]
+    assert not decoder.at_boundary
+
+
+@pytest.mark.parametrize("wire", [b"\x00", b"\x00\x40", b"\x00\x02a", b"\xa0\x28"])
+def test_an_end_inside_a_capsule_is_malformed(wire: bytes) -> None:
+    # = rfc9297 §3.3 truncated-capsule
+    decoder = CapsuleDecoder()
+    decoder.feed(wire)
+    with pytest.raises(FramingError):
+        decoder.finish()
+
+
+def test_grease() -> None:
+    assert [kind for kind in range(0x70) if framing.is_grease(kind)] == [0x17, 0x40, 0x69]
+
+
+@given(st.lists(st.binary(max_size=30), max_size=5), st.lists(st.integers(0, 400), max_size=12), st.booleans())
+def test_a_stream_arrives_however_it_is_split(payloads: list[bytes], cuts: list[int], greased: bool) -> None:
+    near, far = ConnectTcp(), ConnectTcp()
+    between = encode_capsule(0x17, b"grease") if greased else encode_capsule(0x1234, b"?")
+    wire = b"".join(near.send(payload) + between for payload in payloads) + near.send_final() + between
+    assert b"".join(far.receive(piece) for piece in split(wire, cuts)) == b"".join(payloads)
+    assert far.receive_finished
+    assert near.send_finished
+    assert far.receive_end() is True
+    assert far.unknown_capsules == (0 if greased else len(payloads) + 1)
+
+
+def test_nothing_is_sent_after_the_end() -> None:
+    # = connect-tcp §3 no-data-after-own-final
+    near = ConnectTcp()
+    near.send_final()
+    for send in (lambda: near.send(b""), lambda: near.send_header(1), near.send_final):
+        with pytest.raises(FramingError):
+            send()
+
+
+def test_data_after_the_end_is_malformed() -> None:
+    # = connect-tcp §3 data-after-final
+    far = ConnectTcp()
+    far.receive(ConnectTcp().send_final())
+    for _ in range(2):
+        with pytest.raises(FramingError):
+            far.receive(ConnectTcp().send(b"late"))
+
+
+def test_how_a_data_stream_may_end() -> None:
+    assert ConnectTcp().receive_end() is False
+    cut = ConnectTcp()
+    cut.receive(ConnectTcp().send(b"abc")[:-1])
+    with pytest.raises(FramingError):
+        cut.receive_end()
+
+
+def test_tokens_have_their_own_types() -> None:
+    assert ConnectTcp("connect-tcp-07").send(b"") == bytes.fromhex("a028d7f000")
+    assert ConnectTcp("connect-tcp-12").send_final() == bytes.fromhex("a028d7f300")
+    own = ConnectTcp("connect-tcp", data=1, final_data=2)
+    assert own.send_header(1 << 61) == b"\x01" + encode_varint(1 << 61)
+    assert own.send_final() == b"\x02\x00"
+    with pytest.raises(ValueError, match="unknown token"):
+        ConnectTcp("connect-tcp")
+    with pytest.raises(ValueError, match="go together"):
+        ConnectTcp(data=1)
+
+
+@given(st.lists(st.binary(max_size=20), max_size=20))
+def test_no_input_breaks_the_decoders(pieces: list[bytes]) -> None:
+    decoder, machine = CapsuleDecoder(8), ConnectTcp(data=0, final_data=1)
+    for piece in pieces:
+        decoder.feed(piece)
+        with contextlib.suppress(FramingError):
+            machine.receive(piece)
