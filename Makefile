@@ -69,7 +69,7 @@ lint: tools $(TEST_VENV)/.lint $(TEST_VENV)/.installed ## formatting, types, stu
 	$(TEST_VENV)/bin/ruff check $(PYTHON_TREES)
 	$(TEST_VENV)/bin/mypy --strict relay
 	$(TEST_VENV)/bin/stubtest --concise relay._native
-	$(TEST_VENV)/bin/lint-imports
+	$(TEST_VENV)/bin/lint-imports --no-logo --no-cache
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(TEST_VENV)/bin/python .ci/licences.py

@@ -149,10 +149,14 @@ class Relay:
             self._finalizer.detach()
         self._ended.set()
 
-    def stats(self) -> dict[str, int]:
-        """Counters since the start, and what is open now; ``hook_wait_us`` is the time spent waiting for Python."""
+    def stats(self) -> dict[str, float]:
+        """Counters since the start, and what is open now.
+
+        ``hook_wait_seconds`` is the time that tunnels have waited for Python, all together.
+        """
         engine = self._running()
-        counters: dict[str, int] = json.loads(engine.stats())
+        counters: dict[str, float] = json.loads(engine.stats())
+        counters["hook_wait_seconds"] = counters.pop("hook_wait_us") / 1e6
         if self._bridge is not None:
             counters |= self._bridge.stats()
         return counters

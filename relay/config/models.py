@@ -32,6 +32,7 @@ TokensFile = Annotated[str | Path, PlainValidator(lambda value, info: _credentia
 
 
 def _check_template(text: str) -> str:
+    # = rfc9298 §2 template-reject
     _native.check_template(text)
     return text
 

@@ -32,6 +32,12 @@ class Decision:
     reason: str = ""
     status: int = 403
 
+    def __post_init__(self) -> None:
+        # What comes out of a hook must be sendable: a fault shows here, in the hook, and nowhere later.
+        if not self.allowed and not 400 <= self.status <= 599:
+            raise ValueError("status must be from 400 to 599")
+        self.reason.encode("utf-8")
+
     @classmethod
     def allow(cls) -> Self:
         """Go on."""
@@ -40,8 +46,6 @@ class Decision:
     @classmethod
     def deny(cls, reason: str = "refused by policy", status: int = 403) -> Self:
         """Refuse with an HTTP status from 400 to 599; the client is shown the reason."""
-        if not 400 <= status <= 599:
-            raise ValueError("status must be from 400 to 599")
         return cls(False, reason, status)
 
 

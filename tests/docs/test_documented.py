@@ -2,7 +2,7 @@
 
 A fenced block says after its language what is done with it: `check` gives a TOML block to `relay check`, `run` runs a
 shell or Python block (exit code 0), `file=NAME` writes the block to a file. The blocks of a page share one folder, in
-their order, with a certificate for loopback in it.
+their order, with a certificate for loopback and somebody's credentials in it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from peers.pki import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +59,9 @@ def folder(tmp_path: Path, authority: Authority) -> Path:
     shutil.copy(chain, tmp_path / "server.pem")
     shutil.copy(key, tmp_path / "server.key")
     shutil.copy(authority.file, tmp_path / "clients.pem")
+    relay = str(scripts() / "relay")
+    for what, file in (("user", "users"), ("token", "tokens")):
+        subprocess.run([relay, "auth", what, tmp_path / file, "someone"], input="a password", text=True, check=True)
     return tmp_path
 
 

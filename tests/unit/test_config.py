@@ -145,6 +145,23 @@ def test_a_fault_names_its_line_its_key_and_what_was_expected(
     assert expected in error
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("/{target_host}", "target_port"),
+        ("/{+target_host}/{target_port}", "at byte 1"),
+        ("/{target_host}/{target_port", "at byte"),
+        ("/t t/{target_host}/{target_port}", "at byte 2"),
+        ("x/{target_host}/{target_port}", "at byte 0"),
+    ],
+)
+def test_a_template_that_breaks_a_rule_is_refused(tmp_path: Path, template: str, expected: str) -> None:
+    # = rfc9298 §2 template-reject
+    (error,) = errors_of(tmp_path, LISTENER + f'[protocols.connect-tcp]\ntemplate = "{template}"')
+    assert error.startswith("relay.toml:4: protocols.connect-tcp.template: expected a URI template: ")
+    assert expected in error
+
+
 def test_all_faults_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     whole = LISTENER + '[egress]\ndial_timeout = "x"\n[policy]\nhok = ""\n[limits]\nmemory = 1\n[lgo]\n'
     errors = errors_of(tmp_path, whole)

@@ -110,6 +110,8 @@ def test_the_hook_sees_the_request() -> None:
             assert (request.target_host, request.target_port) == ("127.0.0.1", port)
             assert request.client_address[0] == "127.0.0.1"
             assert request.headers["x-one"] == "a, b"
+            assert relay.stats()["hook_questions"] == 1
+            assert 0 < relay.stats()["hook_wait_seconds"] < 30
             with pytest.raises(AttributeError):
                 request.target_port = 1  # type: ignore[misc]
 
@@ -329,6 +331,8 @@ def test_statuses_of_refusals() -> None:
     for wrong in (200, 399, 600):
         with pytest.raises(ValueError, match="400 to 599"):
             Decision.deny("no", status=wrong)
+    with pytest.raises(UnicodeEncodeError):
+        Decision.deny("\ud800")
 
 
 def test_a_busy_port_is_told_with_its_place(tmp_path: Path) -> None:

@@ -176,14 +176,15 @@ pub async fn handle<E: Exchange>(
                 _ => Vec::new(),
             };
             let answer = refusal(&refused.reject, Some(&status), &challenges);
-            exchange.refuse(answer).await;
+            // Logged first: an answer may linger until the client has taken it.
             let Reject {
                 status,
                 error,
                 ref detail,
                 ..
             } = refused.reject;
-            return entry.write(&generation, status, error, detail, (0, 0));
+            entry.write(&generation, status, error, detail, (0, 0));
+            return exchange.refuse(answer).await;
         }
     };
     entry.next_hop = Some(dialled.peer);

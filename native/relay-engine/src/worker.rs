@@ -19,6 +19,7 @@ use crate::egress::Egress;
 use crate::metrics::WorkerMetrics;
 use crate::state::{Generation, Phase, Shared};
 use crate::transport::prefixed::Prefixed;
+use crate::transport::read_ahead::ReadAhead;
 use crate::transport::wire::Wire;
 use crate::transport::{Peer, h1, h2, h3, quic};
 
@@ -237,7 +238,7 @@ async fn connection(
         };
     };
     let acceptor = TlsAcceptor::from(tls.tcp.clone());
-    let Ok(Ok(stream)) = timeout(limit, acceptor.accept(wire)).await else {
+    let Ok(Ok(stream)) = timeout(limit, acceptor.accept(ReadAhead::new(wire))).await else {
         return;
     };
     let (_, session) = stream.get_ref();

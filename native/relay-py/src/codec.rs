@@ -75,6 +75,7 @@ pub(crate) fn encode_capsule_header<'py>(
 #[pyclass(frozen, eq, module = "relay._native")]
 #[derive(PartialEq)]
 pub(crate) struct Capsule {
+    /// Capsule type.
     #[pyo3(get)]
     kind: u64,
     value: Vec<u8>,
@@ -196,6 +197,7 @@ impl CapsuleDecoder {
         }
     }
 
+    /// Takes bytes of the data stream and returns what is complete in them, in order.
     fn feed<'py>(&mut self, py: Python<'py>, data: Bytes<'py>) -> PyResult<Bound<'py, PyList>> {
         let events = PyList::empty(py);
         let mut rest = data.as_slice();
@@ -255,6 +257,7 @@ impl CapsuleDecoder {
         }
     }
 
+    /// Tells that the data stream ended; FramingError if that was inside a capsule.
     fn finish(&self) -> PyResult<()> {
         if self.decoder.at_boundary() {
             return Ok(());
@@ -265,6 +268,7 @@ impl CapsuleDecoder {
         ))
     }
 
+    /// Whether no capsule is begun and unfinished.
     #[getter]
     fn at_boundary(&self) -> bool {
         self.decoder.at_boundary()

@@ -6,6 +6,7 @@ mod bridge;
 mod buffer;
 mod codec;
 mod engine;
+mod logs;
 mod secrets;
 mod table;
 mod toml;
@@ -25,6 +26,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::engine::{Engine, check_tls, throwaway_certificate};
+    #[pymodule_export]
+    use crate::logs::log_to_stderr;
     #[pymodule_export]
     use crate::secrets::{hash_password, hash_token};
     #[pymodule_export]

@@ -62,6 +62,7 @@ impl ConnectTcp {
         })
     }
 
+    /// Takes bytes of the data stream and returns the payload among them; FramingError if they break the rules.
     fn receive<'py>(&mut self, py: Python<'py>, data: Bytes<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let mut rest = data.as_slice();
         let mut payload = Vec::new();
@@ -80,6 +81,8 @@ impl ConnectTcp {
         }
     }
 
+    /// The data stream ended cleanly: True = as it should, False = without FINAL_DATA (reset the TCP side);
+    /// FramingError if that was inside a capsule.
     fn receive_end(&mut self) -> PyResult<bool> {
         match self.machine.inbound_end() {
             End::Finish | End::Complete => {
@@ -91,6 +94,7 @@ impl ConnectTcp {
         }
     }
 
+    /// A DATA capsule that holds the payload.
     fn send<'py>(&mut self, py: Python<'py>, payload: Bytes<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.open()?;
         let payload = payload.as_slice();
@@ -103,6 +107,7 @@ impl ConnectTcp {
         })
     }
 
+    /// The header of a DATA capsule whose payload of `length` bytes follows separately.
     fn send_header<'py>(&mut self, length: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         self.open()?;
         let mut header = [0; MAX_HEADER];
@@ -110,6 +115,7 @@ impl ConnectTcp {
         Ok(PyBytes::new(length.py(), &header[..used]))
     }
 
+    /// The FINAL_DATA capsule: the TCP side sent FIN.
     fn send_final<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         self.open()?;
         let mut header = [0; MAX_HEADER];
@@ -120,16 +126,19 @@ impl ConnectTcp {
         Ok(PyBytes::new(py, &header[..length]))
     }
 
+    /// The peer sent FINAL_DATA, and all payload before it was returned: send FIN to the TCP side.
     #[getter]
     fn receive_finished(&self) -> bool {
         self.finished
     }
 
+    /// FINAL_DATA was made.
     #[getter]
     fn send_finished(&self) -> bool {
         self.machine.outbound_finished()
     }
 
+    /// Capsules skipped because their type means nothing here; reserved types are not counted.
     #[getter]
     fn unknown_capsules(&self) -> u64 {
         self.machine.unknown_capsules()

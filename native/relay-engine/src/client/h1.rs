@@ -10,6 +10,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::transport::h1::{Io, clear_halves, secure_halves};
+use crate::transport::read_ahead::ReadAhead;
 
 /// The longest response head.
 const MOST: usize = 32 * 1024;
@@ -26,7 +27,9 @@ pub(super) async fn open(proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error>
         Some(config) => {
             let config = Arc::new(tls::with_alpn(config, b"http/1.1"));
             let name = proxy.server_name()?;
-            let stream = TlsConnector::from(config).connect(name, wire).await?;
+            let stream = TlsConnector::from(config)
+                .connect(name, ReadAhead::new(wire))
+                .await?;
             let mut stream = TlsStream::from(stream);
             let (fields, early) = exchange(&mut stream, &request, &wanted).await?;
             let (recv, send) = secure_halves(stream, early.freeze());

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::transport::h2::{H2Recv, H2Send};
+use crate::transport::read_ahead::ReadAhead;
 
 /// What the proxy may send on one stream before it is taken.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -34,7 +35,9 @@ impl Connection {
             Some(config) => {
                 let config = Arc::new(tls::with_alpn(config, b"h2"));
                 let name = proxy.server_name()?;
-                let stream = TlsConnector::from(config).connect(name, wire).await?;
+                let stream = TlsConnector::from(config)
+                    .connect(name, ReadAhead::new(wire))
+                    .await?;
                 if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
                     return Err(Error::Protocol("the proxy did not agree to h2"));
                 }

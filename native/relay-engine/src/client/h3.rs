@@ -126,7 +126,13 @@ impl Connection {
         };
         decoder.final_head();
         let verdict = Rc::new(Verdict::default());
-        let recv = H3Recv::new(recv, self.quic.clone(), decoder, early, verdict.clone());
+        let recv = H3Recv::new(
+            recv,
+            self.quic.clone(),
+            decoder,
+            vec![early],
+            verdict.clone(),
+        );
         let send = H3Send::new(send, verdict);
         Ok((fields, Recv::H3(Box::new(recv)), Send::H3(Box::new(send))))
     }

@@ -108,6 +108,8 @@ where
     }
 }
 
+//= rfc9113 §8.1.1 malformed-request
+// The library resets the stream of a malformed head; what is left to judge is the request itself.
 fn exchange(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,

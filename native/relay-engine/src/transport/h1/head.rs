@@ -127,6 +127,7 @@ fn scan(bytes: &[u8], from: usize) -> Result<Option<usize>, HeadError> {
 pub fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut request = httparse::Request::new(&mut fields);
+    //= rfc9112 §5.1 space-before-colon
     match request.parse(bytes) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => {

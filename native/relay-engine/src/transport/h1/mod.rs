@@ -11,6 +11,7 @@ pub use secure::{SecureRecv, SecureSend, halves as secure_halves};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::read_ahead::Tls;
 use super::wire::Wire;
 use super::{RecvHalf, SendHalf};
 
@@ -41,12 +42,12 @@ impl Io for Wire {
     }
 }
 
-impl Io for tokio_rustls::TlsStream<Wire> {
+impl Io for Tls {
     type Recv = SecureRecv;
     type Send = SecureSend;
 
     fn wire(&self) -> &Wire {
-        self.get_ref().0
+        self.get_ref().0.wire()
     }
 
     fn into_halves(self, early: Bytes) -> (SecureRecv, SecureSend) {

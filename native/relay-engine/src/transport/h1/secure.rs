@@ -8,15 +8,15 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::TlsStream;
 
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
+use crate::transport::read_ahead::Tls;
 use crate::transport::wire::Wire;
 use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
 
 #[derive(Debug)]
 struct Shared {
-    tls: RefCell<TlsStream<Wire>>,
+    tls: RefCell<Tls>,
     wire: Wire,
     sent_fin: Cell<bool>,
 }
@@ -35,8 +35,8 @@ pub struct SecureSend {
 }
 
 /// Splits a connection; `early` was read behind the head and comes first.
-pub fn halves(tls: TlsStream<Wire>, early: Bytes) -> (SecureRecv, SecureSend) {
-    let wire = tls.get_ref().0.clone();
+pub fn halves(tls: Tls, early: Bytes) -> (SecureRecv, SecureSend) {
+    let wire = tls.get_ref().0.wire().clone();
     let shared = Rc::new(Shared {
         tls: RefCell::new(tls),
         wire,

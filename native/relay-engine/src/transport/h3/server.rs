@@ -269,7 +269,7 @@ async fn request(
                 recv,
                 quic: connection.quic.clone(),
                 decoder,
-                early,
+                early: vec![early],
                 verdict,
             };
             let head = RequestHead {
@@ -400,7 +400,8 @@ struct H3Exchange {
     recv: quinn::RecvStream,
     quic: quinn::Connection,
     decoder: Decoder,
-    early: Bytes,
+    /// Received behind the head, not yet decoded.
+    early: Vec<Bytes>,
     verdict: Rc<Verdict>,
 }
 
@@ -468,10 +469,18 @@ impl Exchange for H3Exchange {
     }
 
     async fn gone(&mut self) -> Gone {
+        // A reset shows only to a reader. What is read meanwhile is optimistic data, held up to a bound; beyond it the
+        // stream's window holds the client back.
+        //= connect-tcp §4.1 buffer-optimistic
         let reset = async {
-            if let Ok(None) = self.recv.received_reset().await {
-                std::future::pending::<()>().await;
+            while self.early.iter().map(Bytes::len).sum::<usize>() < READ {
+                match self.recv.read_chunk(READ, true).await {
+                    Ok(Some(chunk)) => self.early.push(chunk.bytes),
+                    Ok(None) => break,
+                    Err(_) => return,
+                }
             }
+            std::future::pending::<()>().await;
         };
         let stopped = async {
             if let Ok(None) = self.send.stopped().await {

@@ -78,7 +78,7 @@ pub struct H3Recv {
     connection: quinn::Connection,
     decoder: Decoder,
     /// Received behind the head, not yet decoded.
-    early: Bytes,
+    early: Vec<Bytes>,
     verdict: Rc<Verdict>,
     over: bool,
 }
@@ -97,7 +97,7 @@ impl H3Recv {
         stream: quinn::RecvStream,
         connection: quinn::Connection,
         mut decoder: Decoder,
-        early: Bytes,
+        early: Vec<Bytes>,
         verdict: Rc<Verdict>,
     ) -> Self {
         decoder.tunnel();
@@ -150,8 +150,9 @@ impl H3Recv {
 
 impl RecvHalf for H3Recv {
     async fn recv(&mut self, chunks: &mut Vec<Bytes>) -> Result<bool, Lost> {
-        let early = std::mem::take(&mut self.early);
-        self.decode(early, chunks)?;
+        for early in std::mem::take(&mut self.early) {
+            self.decode(early, chunks)?;
+        }
         while chunks.is_empty() {
             let mut batch = [const { Bytes::new() }; BATCH];
             let read = {
