@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def haproxy(directory: Path, origin_address: str) -> Iterator[tuple[int, str] | 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     config = directory / "haproxy.cfg"
-    config.write_text(
+    text = textwrap.dedent(
         f"""
         global
             maxconn 100
@@ -161,6 +162,7 @@ def haproxy(directory: Path, origin_address: str) -> Iterator[tuple[int, str] | 
             server origin {origin_address}
         """
     )
+    config.write_text(text)
     with running([program, "-db", "-f", str(config)], stderr=subprocess.DEVNULL) as process:
         host, port = address.split(":")
         for _ in range(100):

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderValue;
-use relay_engine::client::{Client, Form, Proxy, Receiver, Sender, trusting};
+use relay_engine::client::{Client, Form, Proxy, Tunnel, trusting};
 use relay_engine::config::Http;
 use relay_engine::pool::{Buffer, PAYLOAD};
 use serde_json::json;
@@ -188,7 +188,7 @@ impl Drop for OwnOrigin {
 
 /// Two directions towards the origin.
 enum Path {
-    Tunnel(Receiver, Sender),
+    Tunnel(Box<Tunnel>),
     Tcp(OwnedReadHalf, OwnedWriteHalf, Vec<u8>),
 }
 
@@ -238,13 +238,13 @@ async fn open(
     let tunnel = client
         .open(&form, &origin.ip().to_string(), origin.port())
         .await?;
-    Ok((Path::Tunnel(tunnel.receiver, tunnel.sender), Some(client)))
+    Ok((Path::Tunnel(Box::new(tunnel)), Some(client)))
 }
 
 impl Path {
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         match self {
-            Self::Tunnel(_, sender) => sender.send(bytes).await?,
+            Self::Tunnel(tunnel) => tunnel.sender.send(bytes).await?,
             Self::Tcp(_, write, _) => write.write_all(bytes).await?,
         }
         Ok(())
@@ -254,11 +254,11 @@ impl Path {
     async fn send_some(&mut self, rest: u64, fill: impl FnOnce(&mut [u8])) -> Result<u64, Failure> {
         let rest = usize::try_from(rest).unwrap_or(usize::MAX);
         let size = match self {
-            Self::Tunnel(_, sender) => {
-                let size = sender.room().await?.min(rest);
+            Self::Tunnel(tunnel) => {
+                let size = tunnel.sender.room().await?.min(rest);
                 let mut buffer = Buffer::take();
                 fill(buffer.payload_mut(size));
-                sender.send_buffer(buffer, size).await?;
+                tunnel.sender.send_buffer(buffer, size).await?;
                 size
             }
             Self::Tcp(_, write, block) => {
@@ -273,7 +273,7 @@ impl Path {
 
     async fn finish(&mut self) -> Result<(), Failure> {
         match self {
-            Self::Tunnel(_, sender) => sender.finish().await?,
+            Self::Tunnel(tunnel) => tunnel.sender.finish().await?,
             Self::Tcp(_, write, _) => write.shutdown().await?,
         }
         Ok(())
@@ -282,7 +282,7 @@ impl Path {
     /// The next bytes; how many, after `take` saw them. 0 = FIN.
     async fn recv(&mut self, take: impl FnOnce(&[u8])) -> Result<u64, Failure> {
         let size = match self {
-            Self::Tunnel(receiver, _) => match receiver.recv().await? {
+            Self::Tunnel(tunnel) => match tunnel.receiver.recv().await? {
                 Some(bytes) => {
                     let bytes: Bytes = bytes;
                     take(&bytes);
@@ -302,9 +302,9 @@ impl Path {
     /// Ends both directions in good order.
     async fn close(mut self) -> Result<(), Failure> {
         match &mut self {
-            Self::Tunnel(receiver, sender) => {
-                sender.close().await?;
-                receiver.end().await?;
+            Self::Tunnel(tunnel) => {
+                tunnel.sender.close().await?;
+                tunnel.receiver.end().await?;
             }
             Self::Tcp(..) => {}
         }

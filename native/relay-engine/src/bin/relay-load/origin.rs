@@ -40,7 +40,12 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 
 async fn serve(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    match stream.read_u8().await? {
+    let mut command = [0];
+    if stream.read(&mut command).await? == 0 {
+        // Somebody only looked whether there is an origin.
+        return Ok(());
+    }
+    match command[0] {
         b's' => {
             let length = stream.read_u64().await?;
             let verify = stream.read_u8().await? == 1;
