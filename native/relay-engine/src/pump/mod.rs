@@ -303,12 +303,12 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         }
         Err(ended) => {
             let fault = match ended {
-                Ended::TargetGone | Ended::ClientIncomplete => Fault::Target,
+                Ended::TargetGone => Fault::Target,
                 Ended::Malformed(Malformed::UnexpectedDatagram) => Fault::Datagram,
                 Ended::Malformed(_) | Ended::MalformedMessage => Fault::Malformed,
                 //= connect-tcp §3.4 abrupt-close-h2
                 //= connect-tcp §3.4 abrupt-close-h3
-                Ended::ClientGone => Fault::Target,
+                Ended::ClientGone | Ended::ClientIncomplete => Fault::Client,
                 Ended::Clean | Ended::Idle | Ended::Stopping => Fault::Cancelled,
             };
             recv.abort(fault);
