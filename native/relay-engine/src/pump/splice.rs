@@ -49,7 +49,7 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                     continue;
                 }
                 // No pipe to be had: copy.
-                None => {}
+                None => long = false,
             }
         }
         client.readable().await.map_err(|_| Ended::ClientGone)?;
@@ -58,23 +58,31 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
         match client.try_read(buffer.payload_mut(most)) {
             Ok(0) => break,
             Ok(length) => {
-                long = false;
                 turn.moved(length).await;
                 let chunk: Bytes = buffer.freeze(HEADROOM, HEADROOM + length);
                 take(tunnel, chunk, &mut payload).await?;
                 let pending = tunnel.machine.borrow().payload_pending();
-                if let [few] = &payload[..]
-                    && pending >= WORTH_SPLICING
-                {
-                    // The first bytes of a long payload, read with its header: they leave with what is spliced next.
-                    send_more(tunnel.tcp(), few)
-                        .await
-                        .map_err(|_| Ended::TargetGone)?;
-                    tunnel.moved_up(few.len());
-                    payload.clear();
-                    long = true;
-                } else {
-                    write(tunnel, &mut payload).await?;
+                long = pending >= WORTH_SPLICING;
+                // The first bytes of a long payload, read with its header, leave with what can be spliced already.
+                let next = match &payload[..] {
+                    [_] if long => fill_now(client, pending, tunnel.pipe_limit),
+                    _ => Ok(None),
+                };
+                match (next, &payload[..]) {
+                    (Ok(Some((mut pipe, moved))), [few]) if moved > 0 => {
+                        send_more(tunnel.tcp(), few)
+                            .await
+                            .map_err(|_| Ended::TargetGone)?;
+                        tunnel.moved_up(few.len());
+                        payload.clear();
+                        drain_up(tunnel, &mut pipe).await?;
+                        tunnel.machine.borrow_mut().advance(moved as u64);
+                        take(tunnel, Bytes::new(), &mut payload).await?;
+                    }
+                    // A socket tells its error only once.
+                    (Err(error), _) if !would_block(&error) => return Err(Ended::ClientGone),
+                    // An end shows again at the next read.
+                    _ => write(tunnel, &mut payload).await?,
                 }
             }
             Err(error) if would_block(&error) => {}
@@ -91,42 +99,39 @@ async fn splice_up(
     client: &TcpStream,
     most: u64,
 ) -> Result<Option<u64>, Ended> {
-    let target = tunnel.tcp();
-    let most = usize::try_from(most)
-        .unwrap_or(usize::MAX)
-        .min(tunnel.pipe_limit);
-    let Some((mut pipe, moved)) = fill(client, most, tunnel.pipe_limit)
-        .await
-        .map_err(|_| Ended::ClientGone)?
-    else {
+    let filled = loop {
+        client.readable().await.map_err(|_| Ended::ClientGone)?;
+        match fill_now(client, most, tunnel.pipe_limit) {
+            Ok(filled) => break filled,
+            Err(error) if would_block(&error) => {}
+            Err(_) => return Err(Ended::ClientGone),
+        }
+    };
+    let Some((mut pipe, moved)) = filled else {
         return Ok(None);
     };
+    drain_up(tunnel, &mut pipe).await?;
+    Ok(Some(moved as u64))
+}
+
+async fn drain_up(tunnel: &Tunnel<'_>, pipe: &mut Loan) -> Result<(), Ended> {
     while pipe.held() > 0 {
-        let drained = drain(&mut pipe, target)
+        let drained = drain(pipe, tunnel.tcp())
             .await
             .map_err(|_| Ended::TargetGone)?;
         tunnel.moved_up(drained);
     }
-    Ok(Some(moved as u64))
+    Ok(())
 }
 
-/// Waits until `from` is readable and moves what there is into a pipe.
-async fn fill(
-    from: &TcpStream,
-    most: usize,
-    pipe_limit: usize,
-) -> io::Result<Option<(Loan, usize)>> {
-    loop {
-        from.readable().await?;
-        let Ok(mut pipe) = Loan::take(pipe_limit) else {
-            return Ok(None);
-        };
-        match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
-            Ok(moved) => return Ok(Some((pipe, moved))),
-            Err(error) if would_block(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
+/// Moves what `from` has, up to `most` bytes, into a pipe; `None` if there is no pipe to be had.
+fn fill_now(from: &TcpStream, most: u64, pipe_limit: usize) -> io::Result<Option<(Loan, usize)>> {
+    let Ok(mut pipe) = Loan::take(pipe_limit) else {
+        return Ok(None);
+    };
+    let most = usize::try_from(most).unwrap_or(usize::MAX).min(pipe_limit);
+    let moved = from.try_io(Interest::READABLE, || pipe.fill(from, most))?;
+    Ok(Some((pipe, moved)))
 }
 
 async fn drain(pipe: &mut Loan, to: &TcpStream) -> io::Result<usize> {
