@@ -16,6 +16,8 @@ pub const HEADROOM: usize = 32;
 /// Payload room of one buffer.
 pub const PAYLOAD: usize = 64 * 1024;
 const SIZE: usize = HEADROOM + PAYLOAD;
+/// Below this bytes are copied out: a queue of small chunks must not keep a whole buffer for each.
+const WORTH_KEEPING: usize = PAYLOAD / 4;
 /// Buffers that a thread keeps for itself.
 const KEEP: usize = 32;
 
@@ -99,15 +101,36 @@ impl Buffer {
         front
     }
 
-    /// Freezes `start..end` of the buffer without a copy.
+    /// Freezes `start..end` of the buffer without a copy, unless it is so little that it had better not keep the buffer.
     pub fn freeze(self, start: usize, end: usize) -> Bytes {
+        if end - start < WORTH_KEEPING {
+            return Bytes::copy_from_slice(&self.as_ref()[start..end]);
+        }
         Bytes::from_owner(self).slice(start..end)
     }
 
     /// As [`freeze`](Self::freeze), and counted by `backlog` until the last `Bytes` is dropped.
     pub fn freeze_counted(mut self, start: usize, end: usize, backlog: &Backlog) -> Bytes {
+        if end - start < WORTH_KEEPING {
+            return Bytes::from_owner(Few {
+                bytes: self.as_ref()[start..end].into(),
+                _backlog: backlog.clone(),
+            });
+        }
         self.backlog = Some(backlog.clone());
         self.freeze(start, end)
+    }
+}
+
+/// A few bytes that were copied out of a buffer.
+struct Few {
+    bytes: Box<[u8]>,
+    _backlog: Backlog,
+}
+
+impl AsRef<[u8]> for Few {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -150,7 +173,20 @@ mod tests {
     fn a_dropped_buffer_is_reused() {
         let buffer = Buffer::take();
         let address = buffer.as_ref().as_ptr();
-        drop(buffer.freeze(0, 10));
+        drop(buffer.freeze(0, SIZE));
         assert_eq!(Buffer::take().as_ref().as_ptr(), address);
+    }
+
+    #[test]
+    fn a_few_bytes_do_not_keep_a_buffer() {
+        let backlog = Backlog::default();
+        let mut buffer = Buffer::take();
+        let address = buffer.as_ref().as_ptr();
+        buffer.payload_mut(3).copy_from_slice(b"few");
+        let few = buffer.freeze_counted(HEADROOM, HEADROOM + 3, &backlog);
+        assert_eq!(Buffer::take().as_ref().as_ptr(), address);
+        assert_eq!((&few[..], backlog.held()), (&b"few"[..], 1));
+        drop(few);
+        assert_eq!(backlog.held(), 0);
     }
 }

@@ -7,6 +7,8 @@ use bytes::{Buf, Bytes};
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 use super::{Ended, Tunnel, Turn};
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
@@ -112,8 +114,14 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
         let limit = room.saturating_sub(overhead(tunnel, room)).max(1);
         let mut buffer = Buffer::take();
         match tcp.try_read(buffer.payload_mut(limit)) {
-            Ok(0) => return Ok(()),
+            Ok(0) => {
+                send.unready();
+                return Ok(());
+            }
             Ok(length) => {
+                if length < limit {
+                    drained(tcp);
+                }
                 let mut header = [0; MAX_HEADER];
                 let size = tunnel
                     .machine
@@ -124,10 +132,17 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                 tunnel.moved_down(length);
                 turn.moved(length).await;
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => send.unready(),
             Err(_) => return Err(Ended::TargetGone),
         }
     }
+}
+
+/// A short read emptied the socket: waits for the next event instead of reading once more in vain.
+fn drained(tcp: &TcpStream) {
+    // Nothing is awaited between the read and this, so no event can have come in between that would be forgotten.
+    let nothing = || Err::<(), _>(ErrorKind::WouldBlock.into());
+    let _ = tcp.try_io(Interest::READABLE, nothing);
 }
 
 /// Sends a chunk that may be a few bytes longer than the room there was.

@@ -297,11 +297,15 @@ impl SendHalf for H2Send {
         .await
     }
 
+    fn unready(&mut self) {
+        // The connection's window is shared: what one stream has reserved no other can use.
+        self.stream.reserve_capacity(0);
+    }
+
     async fn send(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Gone> {
         let chunk = buffer.freeze_counted(start, end, &self.backlog);
         self.stream.send_data(chunk, false).map_err(|_| Gone)?;
-        // What was reserved and not used belongs to the other streams of the connection.
-        self.stream.reserve_capacity(0);
+        self.unready();
         Ok(())
     }
 

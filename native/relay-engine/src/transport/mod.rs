@@ -137,6 +137,9 @@ pub trait SendHalf {
     /// Waits until some of `want` bytes may be sent; returns how many. Safe to drop and call again.
     fn ready(&mut self, want: usize) -> impl Future<Output = Result<usize, Gone>>;
 
+    /// Gives back what [`ready`](Self::ready) promised and nobody needs now: neighbours may be waiting for it.
+    fn unready(&mut self) {}
+
     /// Sends `buffer[start..end]`; bytes before `start` are free for the transport's own header. At most what `ready` gave.
     fn send(
         &mut self,
