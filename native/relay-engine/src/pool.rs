@@ -60,6 +60,14 @@ impl Backlog {
         Arc::strong_count(&self.0) - 1
     }
 
+    /// Waits until fewer than `most` buffers are held.
+    pub async fn below(&self, most: usize) {
+        // Reached only by many small chunks at a time: while this waits the next ones gather into one.
+        while self.held() >= most {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Waits, not longer than `limit`, until nothing is held.
     pub async fn drained(&self, limit: Duration) {
         // Transports tell nobody when they drop a chunk. This wait happens once, at the end of a broken tunnel.

@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 use crate::metrics::WorkerMetrics;
 use crate::pool::Buffer;
 use crate::transport::wire::Wire;
-use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
+use crate::transport::{FLUSH, Fault, Gone, Lost, RecvHalf, SendHalf};
 
 /// How long a client may take to end its direction after the tunnel is over.
 const LAST_WORD: Duration = Duration::from_secs(5);
@@ -352,6 +352,11 @@ async fn both_directions<R: RecvHalf, S: SendHalf>(
     let down = std::pin::pin!(down(tunnel, send));
     match select(up, down).await {
         Either::Left((Ok(()), down)) => down.await,
+        // The target takes no more, but what it sent before may still be there to be read.
+        Either::Left((Err(Ended::TargetGone), down)) => {
+            let _ = timeout(FLUSH, down).await;
+            Err(Ended::TargetGone)
+        }
         // The tunnel is over in both directions: a client that does not end its own is left behind.
         Either::Right((Ok(()), up)) if tunnel.fin_sent.get() => {
             timeout(LAST_WORD, up).await.unwrap_or(Ok(()))

@@ -1,3 +1,4 @@
 //! The only place for `unsafe`: socket options that no crate wraps. Everything else goes through rustix and socket2.
 
+pub mod queue;
 pub mod reuseport;

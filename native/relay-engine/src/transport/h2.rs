@@ -16,7 +16,7 @@ use crate::pool::{Backlog, Buffer};
 use crate::session;
 use crate::state::Phase;
 use crate::transport::{
-    Exchange, Fault, Gone, Lost, Peer, RecvHalf, Refusal, RequestHead, SendHalf,
+    CHUNKS, Exchange, FLUSH, Fault, Gone, Lost, Peer, RecvHalf, Refusal, RequestHead, SendHalf,
 };
 use crate::worker::Worker;
 
@@ -36,8 +36,6 @@ const RESET_UNSEEN: usize = 256;
 const IDLE: Duration = Duration::from_secs(300);
 /// Chunks taken from a stream in one go.
 const BATCH: usize = 256 << 10;
-/// How long bytes may take to leave before a reset.
-const FLUSH: Duration = Duration::from_millis(500);
 
 fn builder() -> Builder {
     let mut builder = Builder::new();
@@ -280,6 +278,13 @@ impl H2Send {
 
 impl SendHalf for H2Send {
     async fn ready(&mut self, want: usize) -> Result<usize, Gone> {
+        if self.backlog.held() >= CHUNKS {
+            let backlog = self.backlog.clone();
+            tokio::select! {
+                () = backlog.below(CHUNKS) => {}
+                gone = self.gone() => return Err(gone),
+            }
+        }
         self.stream.reserve_capacity(want);
         poll_fn(|cx| {
             loop {

@@ -14,6 +14,7 @@ pub mod wire;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -74,6 +75,11 @@ pub struct Refusal {
     /// HTTP/1.1: end the connection after this answer.
     pub close: bool,
 }
+
+/// How long what a broken target sent before may take to reach the client ahead of the reset.
+pub const FLUSH: Duration = Duration::from_millis(500);
+/// Chunks of one tunnel that a transport may hold, however small they are.
+pub const CHUNKS: usize = 1024;
 
 /// Why a data stream ends before its time, seen from the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

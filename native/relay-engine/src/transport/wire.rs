@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::Gone;
+use crate::sys::queue;
 
 /// A shared TCP socket.
 #[derive(Debug, Clone)]
@@ -32,6 +33,17 @@ impl Wire {
     /// Makes the close of the socket a RST that discards what is queued.
     pub fn reset_on_close(&self) {
         let _ = SockRef::from(&*self.0).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Waits, not longer than `limit`, until the peer has acknowledged everything.
+    pub async fn delivered(&self, limit: Duration) {
+        let until = tokio::time::Instant::now() + limit;
+        // No event tells of the last ACK. This wait happens once, at the end of a broken tunnel.
+        while matches!(queue::unacknowledged(self.tcp()), Ok(1..))
+            && tokio::time::Instant::now() < until
+        {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Sends FIN.

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
 use crate::transport::wire::Wire;
-use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
+use crate::transport::{FLUSH, Fault, Gone, Lost, RecvHalf, SendHalf};
 
 /// Resets the connection unless both directions ended cleanly.
 #[derive(Debug)]
@@ -122,7 +122,11 @@ impl SendHalf for ClearSend {
         Ok(())
     }
 
-    async fn abort(&mut self, _: Fault) {
+    async fn abort(&mut self, fault: Fault) {
+        if fault == Fault::Target {
+            // A RST takes what is queued with it: what the target sent before it broke goes first.
+            self.shared.wire.delivered(FLUSH).await;
+        }
         //= connect-tcp §3.4 abrupt-close-h1
         //= rfc9112 §8 incomplete-close
         self.shared.wire.reset_on_close();

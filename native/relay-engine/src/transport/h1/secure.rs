@@ -118,13 +118,17 @@ impl SendHalf for SecureSend {
         Ok(())
     }
 
-    async fn abort(&mut self, _: Fault) {
+    async fn abort(&mut self, fault: Fault) {
         //= connect-tcp §3.4 abrupt-close-h1-tls
         //= rfc9297 §3.3 malformed-capsule
         //= rfc9112 §8 incomplete-close
         // FIN without close_notify: the peer's TLS layer sees a truncation, and what was sent before still arrives.
         if !self.shared.sent_fin.get() {
             let _ = self.shared.wire.shutdown_write();
+            if fault == Fault::Target {
+                // A close over unread input would be a RST and take with it what the target sent before it broke.
+                self.shared.wire.linger().await;
+            }
         }
     }
 

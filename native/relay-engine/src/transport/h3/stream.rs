@@ -5,7 +5,6 @@ use std::fmt;
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::future::{Either, select};
@@ -15,12 +14,10 @@ use tokio::sync::Notify;
 use super::code::{self, Code};
 use super::frame::{self, Decoder, FrameStep};
 use crate::pool::{Backlog, Buffer};
-use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
+use crate::transport::{CHUNKS, FLUSH, Fault, Gone, Lost, RecvHalf, SendHalf};
 
 /// Chunks taken from a stream in one go.
 const BATCH: usize = 32;
-/// How long bytes may take to arrive before a reset.
-const FLUSH: Duration = Duration::from_millis(500);
 
 /// A code as the QUIC stack wants it.
 pub(super) fn number(code: Code) -> VarInt {
@@ -235,6 +232,13 @@ impl H3Send {
 
 impl SendHalf for H3Send {
     async fn ready(&mut self, want: usize) -> Result<usize, Gone> {
+        if self.backlog.held() >= CHUNKS {
+            let backlog = self.backlog.clone();
+            tokio::select! {
+                () = backlog.below(CHUNKS) => {}
+                gone = self.gone() => return Err(gone),
+            }
+        }
         Ok(want)
     }
 
