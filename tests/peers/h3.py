@@ -363,4 +363,6 @@ class H3Session(Session):
     async def close(self) -> None:
         if self.terminated is None:
             self.protocol.close(0x100)
+        # aioquic would wait for three time-outs of the path before it gives its socket back.
+        self.protocol._closed.set()
         await self.stack.aclose()
