@@ -57,7 +57,7 @@ build: tools $(VENV)/.shipped ## the shipped profile (fat LTO) as .venv/bin/rela
 .PHONY: test
 test: tools $(TEST_VENV)/.installed ## cargo test and pytest on the quick build; both summaries close the output
 	@mkdir -p $(LOGS); status=0; \
-	cargo test --locked -p capsule-core -p relay-engine 2>&1 | tee $(LOGS)/cargo-test.log || status=1; \
+	cargo test --locked --no-fail-fast -p capsule-core -p relay-engine 2>&1 | tee $(LOGS)/cargo-test.log || status=1; \
 	$(TEST_VENV)/bin/pytest $(PYTEST_ARGS) 2>&1 | tee $(LOGS)/pytest.log || status=1; \
 	printf '\ncargo test:\n'; grep -E '^(test result:|error(\[|:))' $(LOGS)/cargo-test.log || true; \
 	printf 'pytest:\n'; tail -n 1 $(LOGS)/pytest.log; \
@@ -101,6 +101,11 @@ bench: tools $(VENV)/.shipped $(VENV)/.bench ## throughput by transport and prot
 bench-codec: tools $(VENV)/.shipped $(VENV)/.bench ## the codec from Python: Rust, Cython, pure Python, aioquic
 	$(VENV)/bin/pytest benches/test_codec.py -p no:cacheprovider --override-ini addopts= \
 	  --benchmark-group-by=group --benchmark-columns=min,median,rounds --benchmark-sort=min
+
+.PHONY: soak
+soak: tools $(VENV)/.shipped $(TEST_VENV)/.installed ## gigabytes: equal hashes and steady memory in each cell, and the long tests
+	$(VENV)/bin/python benches/bench.py --verify
+	$(TEST_VENV)/bin/pytest -m gigabyte
 
 ##@ House
 

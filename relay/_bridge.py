@@ -127,7 +127,15 @@ class DecisionBridge:
         while not self._closed:
             while self._waiting:
                 number, request, deadline = self._waiting.popleft()
-                status, reason = await self._ask(request, deadline)
+                try:
+                    status, reason = await self._ask(request, deadline)
+                except BaseException:
+                    # This worker was cancelled from outside; nothing may wait for it.
+                    self._answers.append((number, 503, "the policy hook was cancelled"))
+                    self._flush()
+                    if self._waiting and not self._closed:
+                        self._call_worker()
+                    raise
                 self._answers.append((number, status, reason))
             self._flush()
             if len(self._spare) >= _SPARE:

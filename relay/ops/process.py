@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -15,7 +16,12 @@ _log = logging.getLogger("relay")
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine in a loop of its own: uvloop's where it is installed."""
+    """Runs a coroutine in a loop of its own: uvloop's where it is installed.
+
+    The soft limit of descriptors is raised to the hard one: each tunnel takes one or two.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     factory: Callable[[], asyncio.AbstractEventLoop] | None
     try:
         from uvloop import new_event_loop as factory
@@ -40,14 +46,20 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        async with self._relay:
-            self._started = True
-            if self._told_to_end:
-                return
-            ready(self._relay)
-            await self._relay.wait()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+        try:
+            async with self._relay:
+                self._started = True
+                if self._told_to_end:
+                    return
+                ready(self._relay)
+                await self._relay.wait()
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
+        finally:
+            # On its way out the process has nothing left to be told.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
 
     def _spawn(self, task: Coroutine[Any, Any, None]) -> None:
         spawned = asyncio.ensure_future(task)

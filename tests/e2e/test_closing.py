@@ -241,7 +241,6 @@ async def test_stop_sending_counts_as_an_abrupt_end(relay: RelayProcess, protoco
         await flow.write(b"hello")
         assert await target.read_exactly(5) == b"hello"
         await flow.tunnel.stop()  # type: ignore[attr-defined]
-        await target.send(b"unwanted")
         await target.read_to_end()
         assert target.end == RESET
 

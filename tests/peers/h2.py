@@ -16,6 +16,7 @@ from .wire import TcpWire, TlsWire, Wire
 
 WINDOW = 1 << 20
 CANCEL = 0x8
+GOAWAY = 0x7
 
 
 def strings(headers: object) -> Headers:
@@ -119,7 +120,8 @@ class H2Session(Session):
         self.blocked: set[H2Tunnel] = set()
         self.settled = asyncio.Event()
         self.over = asyncio.Event()
-        self.goaway: h2.events.ConnectionTerminated | None = None
+        self.goaway: int | None = None
+        self.incoming = bytearray()
         self.goaway_seen = asyncio.Event()
         self.failure: Exception | None = None
         self.owed = 0
@@ -159,18 +161,34 @@ class H2Session(Session):
     async def read(self) -> None:
         try:
             while data := await self.wire.recv():
-                for event in self.connection.receive_data(data):
+                for event in self.connection.receive_data(self.without_goaway(data)):
                     self.handle(event)
                 await self.flush()
         except h2.exceptions.ProtocolError as error:
             self.failure = error
             await self.flush()
         finally:
-            code = self.goaway.error_code if self.goaway else None
             for stream in self.streams.values():
-                stream.finished(End("lost", code))
+                stream.finished(End("lost", self.goaway))
             self.settled.set()
             self.over.set()
+
+    def without_goaway(self, data: bytes) -> bytes:
+        """The whole frames so far, GOAWAY apart: the h2 package would stop at the first of a graceful shutdown."""
+        self.incoming += data
+        out, at = bytearray(), 0
+        while len(self.incoming) - at >= 9:
+            end = at + 9 + int.from_bytes(self.incoming[at : at + 3], "big")
+            if end > len(self.incoming):
+                break
+            if self.incoming[at + 3] == GOAWAY:
+                self.goaway = int.from_bytes(self.incoming[at + 13 : at + 17], "big")
+                self.goaway_seen.set()
+            else:
+                out += self.incoming[at:end]
+            at = end
+        del self.incoming[:at]
+        return bytes(out)
 
     def handle(self, event: h2.events.Event) -> None:
         stream = self.streams.get(getattr(event, "stream_id", None) or 0)
@@ -179,9 +197,6 @@ class H2Session(Session):
             self.unblock()
         elif isinstance(event, h2.events.WindowUpdated):
             self.unblock()
-        elif isinstance(event, h2.events.ConnectionTerminated):
-            self.goaway = event
-            self.goaway_seen.set()
         elif isinstance(event, h2.events.PingAckReceived):
             self.pings += 1
         elif stream is None:

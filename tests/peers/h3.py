@@ -172,6 +172,10 @@ class Protocol(QuicConnectionProtocol):
 
     session: H3Session
 
+    def datagram_received(self, data: bytes | str, addr: Any) -> None:
+        super().datagram_received(data, addr)
+        self.session.moved.set()
+
     def quic_event_received(self, event: events.QuicEvent) -> None:
         self.session.handle(event)
 

@@ -62,9 +62,10 @@ class Target:
             await connection.close()
         self.sock.close()
 
-    async def accept(self, timeout: float = 10) -> Connection:
+    async def accept(self, timeout: float | None = 10) -> Connection:
         """The next connection, for a test that plays the target itself."""
-        sock, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(self.sock), timeout)
+        async with asyncio.timeout(timeout):
+            sock, _ = await asyncio.get_running_loop().sock_accept(self.sock)
         self.accepted += 1
         connection = Connection(sock)
         self.connections.add(connection)
@@ -73,7 +74,7 @@ class Target:
     async def accept_all(self) -> None:
         assert self.serve is not None
         while True:
-            connection = await self.accept(1e6)
+            connection = await self.accept(None)
             task = asyncio.create_task(self.run(connection))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)

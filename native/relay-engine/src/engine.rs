@@ -69,8 +69,17 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// One worker per core, but not more than the process has descriptors for.
+fn workers_that_fit(listeners: usize) -> usize {
+    /// Standard streams, the control plane's loop, files that are open for a moment, and a few connections.
+    const RESERVED: u64 = 32;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let per_worker = 4 + 2 * listeners as u64;
+    let fit = limit.map_or(u64::MAX, |limit| {
+        limit.saturating_sub(RESERVED) / per_worker
+    });
+    cores.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1)
 }
 
 impl Engine {
@@ -78,7 +87,7 @@ impl Engine {
     pub fn start(config: Config, decider: Option<Arc<dyn Decider>>) -> Result<Self, StartError> {
         // Connection IDs carry the worker in one byte.
         let workers = match config.workers {
-            0 => cores(),
+            0 => workers_that_fit(config.listeners.len()),
             workers => workers,
         }
         .min(256);

@@ -165,17 +165,11 @@ pub async fn handle<E: Exchange>(
             entry.setup = began.elapsed();
             //= rfc9931 §8 close-after-refused-connect
             refused.reject.close |= request.close_on_reject;
-            let status = ProxyStatus {
-                name: NAME,
-                error: Some(refused.reject.error.unwrap_or(ProxyError::HttpRequestError)),
-                rcode: refused.rcode.as_deref(),
-                ..ProxyStatus::default()
-            };
             let challenges = match refused.reject.status {
                 401 | 407 => challenge(request.auth_kind, &generation.realm),
                 _ => Vec::new(),
             };
-            let answer = refusal(&refused.reject, Some(&status), &challenges);
+            let answer = refusal(&refused.reject, refused.rcode.as_deref(), &challenges);
             // Logged first: an answer may linger until the client has taken it.
             let Reject {
                 status,
@@ -468,28 +462,31 @@ fn challenge(kind: Challenge, realm: &str) -> Vec<(HeaderName, HeaderValue)> {
     ]
 }
 
-/// Makes the answer: a problem document (RFC 9457), and `Proxy-Status` for what concerns a tunnel.
+/// Makes the answer: a problem document (RFC 9457) and `Proxy-Status`.
 pub fn refusal(
     reject: &Reject,
-    status: Option<&ProxyStatus<'_>>,
+    rcode: Option<&str>,
     further: &[(HeaderName, HeaderValue)],
 ) -> Refusal {
+    //= connect-tcp §4.2 proxy-status
+    let status = ProxyStatus {
+        name: NAME,
+        error: Some(reject.error.unwrap_or(ProxyError::HttpRequestError)),
+        rcode,
+        ..ProxyStatus::default()
+    };
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
     let mut fields = vec![
-        (
-            header::DATE,
-            value(&httpdate::fmt_http_date(std::time::SystemTime::now())),
-        ),
+        (header::DATE, value(&date)),
         (
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         ),
-    ];
-    if let Some(status) = status {
-        fields.push((
+        (
             HeaderName::from_static(proxy_status::NAME),
             value(&status.to_field()),
-        ));
-    }
+        ),
+    ];
     for (name, text) in &reject.fields {
         fields.push((HeaderName::from_static(name), value(text)));
     }

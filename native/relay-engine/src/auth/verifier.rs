@@ -172,7 +172,11 @@ impl Verifier {
         if self.is_abandoned(&question) {
             return;
         }
-        let fits = secret::fits(password, phc);
+        let Some(fits) = secret::fits(password, phc) else {
+            // Whoever waits is told "busy".
+            self.state().asked.remove(&question);
+            return;
+        };
         let waiting = {
             let mut state = self.state();
             state.remember(question, fits, Instant::now());

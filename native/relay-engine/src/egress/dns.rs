@@ -204,3 +204,53 @@ fn rcode(code: ResponseCode) -> Unresolved {
     };
     Unresolved::Rcode(name.into())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// As on a system without resolv.conf.
+    fn without_servers() -> Resolver {
+        let mut hosts = Hosts::default();
+        hosts.read_hosts_conf(&b"::1 origin.test\n"[..]).unwrap();
+        Resolver {
+            hosts,
+            servers: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn without_name_servers_the_hosts_file_still_works() {
+        let resolver = without_servers();
+        let found = resolver.lookup("origin.test", Family::V6).await;
+        assert_eq!(found, Ok(vec!["::1".parse().unwrap()]));
+        let found = resolver.lookup("origin.test", Family::V4).await;
+        assert_eq!(found, Err(Unresolved::NoData));
+        let found = resolver.lookup("example.com", Family::V4).await;
+        assert_eq!(found, Err(Unresolved::Unavailable));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_name_does_not_exist() {
+        let long = "a".repeat(64);
+        for name in [&long, "a..b", &[long.as_str(); 5].join(".")] {
+            let found = without_servers().lookup(name, Family::V4).await;
+            assert_eq!(found, Err(Unresolved::Rcode("NXDOMAIN".into())), "{name}");
+        }
+    }
+
+    #[test]
+    fn response_codes_have_their_registered_names() {
+        assert_eq!(rcode(ResponseCode::NoError), Unresolved::NoData);
+        assert_eq!(
+            rcode(ResponseCode::ServFail),
+            Unresolved::Rcode("SERVFAIL".into())
+        );
+        assert_eq!(
+            rcode(ResponseCode::Unknown(3841)),
+            Unresolved::Rcode("RCODE3841".into())
+        );
+    }
+}

@@ -58,7 +58,20 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                 long = false;
                 let chunk: Bytes = buffer.freeze(HEADROOM, HEADROOM + length);
                 take(tunnel, chunk, &mut payload).await?;
-                write(tunnel, &mut payload).await?;
+                let pending = tunnel.machine.borrow().payload_pending();
+                if let [few] = &payload[..]
+                    && pending >= WORTH_SPLICING
+                {
+                    // The first bytes of a long payload, read with its header: they leave with what is spliced next.
+                    send_more(tunnel.tcp(), few)
+                        .await
+                        .map_err(|_| Ended::TargetGone)?;
+                    tunnel.moved_up(few.len());
+                    payload.clear();
+                    long = true;
+                } else {
+                    write(tunnel, &mut payload).await?;
+                }
             }
             Err(error) if would_block(&error) => {}
             Err(_) => return Err(Ended::ClientGone),
@@ -147,7 +160,9 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                     .machine
                     .borrow_mut()
                     .outbound_header(length, &mut header);
-                send_header(client, &header[..size]).await?;
+                send_more(client, &header[..size])
+                    .await
+                    .map_err(|_| Ended::ClientGone)?;
                 while pipe.held() > 0 {
                     let moved = drain(&mut pipe, client)
                         .await
@@ -161,19 +176,17 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
     }
 }
 
-/// Writes a capsule header that leaves with the payload after it.
-async fn send_header(client: &TcpStream, mut header: &[u8]) -> Result<(), Ended> {
-    while !header.is_empty() {
+/// Writes a few bytes that leave with what is spliced after them.
+async fn send_more(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
         let flags = SendFlags::MORE | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = client.try_io(Interest::WRITABLE, || {
-            send_message(client, header, flags).map_err(io::Error::from)
+        let sent = to.try_io(Interest::WRITABLE, || {
+            send_message(to, bytes, flags).map_err(io::Error::from)
         });
         match sent {
-            Ok(sent) => header = &header[sent..],
-            Err(error) if would_block(&error) => {
-                client.writable().await.map_err(|_| Ended::ClientGone)?;
-            }
-            Err(_) => return Err(Ended::ClientGone),
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if would_block(&error) => to.writable().await?,
+            Err(error) => return Err(error),
         }
     }
     Ok(())

@@ -131,10 +131,18 @@ fn exchange(
         protocol: protocol.map(|protocol| protocol.as_str().to_owned()),
         fields: parts.headers,
     };
-    (head, H2Exchange { body, respond })
+    let head_only = head.method == "HEAD";
+    let exchange = H2Exchange {
+        head_only,
+        body,
+        respond,
+    };
+    (head, exchange)
 }
 
 struct H2Exchange {
+    /// An answer has no content (RFC 9110 §9.3.2).
+    head_only: bool,
     body: RecvStream,
     respond: SendResponse<Bytes>,
 }
@@ -168,7 +176,9 @@ impl Exchange for H2Exchange {
             http::header::CONTENT_LENGTH,
             HeaderValue::from(refusal.body.len()),
         );
-        if let Ok(mut stream) = self.respond.send_response(answer, false) {
+        if let Ok(mut stream) = self.respond.send_response(answer, self.head_only)
+            && !self.head_only
+        {
             let _ = stream.send_data(refusal.body, true);
         }
         //= connect-tcp §4.1 discard-optimistic

@@ -265,6 +265,7 @@ async fn request(
     let fault = match reading {
         Ok(Ok(Some(head))) => {
             let exchange = H3Exchange {
+                head_only: head.method == "HEAD",
                 send,
                 recv,
                 quic: connection.quic.clone(),
@@ -296,7 +297,7 @@ async fn request(
                 "Request Header Fields Too Large",
                 "the request head is too large",
             );
-            answer(&mut send, session::refusal(&reject, None, &[])).await;
+            answer(&mut send, session::refusal(&reject, None, &[]), false).await;
             let _ = recv.stop(number(Code::NO_ERROR));
         }
         //= rfc9114 §4.1.2 malformed-request
@@ -396,6 +397,8 @@ fn datagram(connection: &Connection, frame: &[u8]) {
 }
 
 struct H3Exchange {
+    /// An answer has no content (RFC 9110 §9.3.2).
+    head_only: bool,
     send: quinn::SendStream,
     recv: quinn::RecvStream,
     quic: quinn::Connection,
@@ -419,22 +422,25 @@ async fn write_head(
     send.write_chunk(head.into()).await.map_err(|_| Gone)
 }
 
-async fn answer(send: &mut quinn::SendStream, mut refusal: Refusal) {
+async fn answer(send: &mut quinn::SendStream, mut refusal: Refusal, head_only: bool) {
     let length = HeaderValue::from(refusal.body.len());
     refusal.fields.push((http::header::CONTENT_LENGTH, length));
-    let mut header = [0; frame::MAX_DATA_HEADER];
-    let size = data_header(refusal.body.len() as u64, &mut header);
-    let header = Bytes::copy_from_slice(&header[..size]);
     if write_head(send, refusal.status, &refusal.fields)
         .await
-        .is_ok()
-        && send
-            .write_all_chunks(&mut [header, refusal.body])
-            .await
-            .is_ok()
+        .is_err()
     {
-        let _ = send.finish();
+        return;
     }
+    if !head_only {
+        let mut header = [0; frame::MAX_DATA_HEADER];
+        let size = data_header(refusal.body.len() as u64, &mut header);
+        let header = Bytes::copy_from_slice(&header[..size]);
+        let chunks = &mut [header, refusal.body];
+        if send.write_all_chunks(chunks).await.is_err() {
+            return;
+        }
+    }
+    let _ = send.finish();
 }
 
 impl Exchange for H3Exchange {
@@ -446,7 +452,7 @@ impl Exchange for H3Exchange {
     }
 
     async fn refuse(mut self, refusal: Refusal) {
-        answer(&mut self.send, refusal).await;
+        answer(&mut self.send, refusal, self.head_only).await;
         //= connect-tcp §4.1 discard-optimistic
         // Optimistic bytes are dropped; the answer is complete without them.
         let _ = self.recv.stop(number(Code::NO_ERROR));
