@@ -46,8 +46,11 @@ pub fn h1_head(data: &[u8]) {
     assert_eq!(read(0), read(cut));
 }
 
+/// Field sections (true) and content of a stream, and how it ended.
+type Frames = (Vec<(bool, Vec<u8>)>, Result<(), Fault>);
+
 /// What a decoder of frames makes of a stream that arrives in pieces; runs of content are joined.
-fn frames(side: Side, data: &[u8], piece: usize) -> (Vec<(bool, Vec<u8>)>, Result<(), Fault>) {
+fn frames(side: Side, data: &[u8], piece: usize) -> Frames {
     let mut decoder = frame::Decoder::new(side);
     let mut seen: Vec<(bool, Vec<u8>)> = Vec::new();
     for mut data in data.chunks(piece) {
