@@ -96,7 +96,7 @@ impl AccessLog {
     /// Asks the thread to write what is queued and end.
     pub fn close(&self) {
         if let Some(lines) = &self.lines {
-            let _ = lines.send(None);
+            let _ = lines.try_send(None);
         }
     }
 

@@ -19,6 +19,8 @@ use crate::worker::{self, ListenerShare};
 const START: Duration = Duration::from_secs(30);
 /// After the last tunnel ended, idle client connections get this long to close.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the access log may take to be written to the end.
+const LAST_LINES: Duration = Duration::from_secs(2);
 /// How often a drain looks whether it is over.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -260,6 +262,15 @@ impl Engine {
         for thread in threads {
             let _ = thread.join();
         }
+        self.shared.generation.load().log.close();
+        let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = Instant::now() + LAST_LINES;
+        for writer in reloads.writers.drain(..) {
+            // A reader of the log that does not read must not hold up the end.
+            while !writer.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     fn advance(&self, phase: Phase) {
@@ -276,11 +287,6 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.close();
-        self.shared.generation.load().log.close();
-        let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
-        for writer in reloads.writers.drain(..) {
-            let _ = writer.join();
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
@@ -27,6 +28,8 @@ use crate::transport::{Peer, h1, h2, h3, quic};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// After a failed accept, e.g. for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Silence after which a client's host is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long connections may take to say goodbye when the relay stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -192,6 +195,12 @@ async fn accept(
             continue;
         };
         let _ = stream.set_nodelay(true);
+        // A client that vanished without a word is found out, however long its tunnel may be idle.
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE / 4)
+            .with_retries(4);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         let peer = Peer {
             address: std::net::SocketAddr::new(address.ip().to_canonical(), address.port()),
             principal: None,

@@ -28,6 +28,24 @@ use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
 /// How long a client may take to end its direction after the tunnel is over.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
+/// What one tunnel may move before its neighbours on the worker get their turn, in bytes: well below a millisecond's work.
+const TURN: usize = 1 << 20;
+
+/// A direction's share of the worker. Sockets that are always ready would otherwise never let go of it.
+#[derive(Debug, Default)]
+struct Turn(usize);
+
+impl Turn {
+    /// Counts bytes, and lets the neighbours go first when the turn is over.
+    async fn moved(&mut self, bytes: usize) {
+        self.0 += bytes;
+        if self.0 >= TURN {
+            self.0 = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 /// How a tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
@@ -303,12 +321,12 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         }
         Err(ended) => {
             let fault = match ended {
-                Ended::TargetGone | Ended::ClientIncomplete => Fault::Target,
+                Ended::TargetGone => Fault::Target,
                 Ended::Malformed(Malformed::UnexpectedDatagram) => Fault::Datagram,
                 Ended::Malformed(_) | Ended::MalformedMessage => Fault::Malformed,
                 //= connect-tcp §3.4 abrupt-close-h2
                 //= connect-tcp §3.4 abrupt-close-h3
-                Ended::ClientGone => Fault::Target,
+                Ended::ClientGone | Ended::ClientIncomplete => Fault::Client,
                 Ended::Clean | Ended::Idle | Ended::Stopping => Fault::Cancelled,
             };
             recv.abort(fault);

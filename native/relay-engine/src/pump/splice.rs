@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::pipe::Loan;
 use super::stream::{self, take, write};
-use super::{Ended, Tunnel};
+use super::{Ended, Tunnel, Turn};
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
 use crate::transport::{RecvHalf, SendHalf};
 
@@ -32,6 +32,7 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
         return stream::up(tunnel, recv).await;
     };
     let mut payload = Vec::new();
+    let mut turn = Turn::default();
     let mut long = false;
     loop {
         let pending = tunnel.machine.borrow().payload_pending();
@@ -43,6 +44,8 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                     // The end of the payload may also be the end of the direction.
                     take(tunnel, Bytes::new(), &mut payload).await?;
                     long = true;
+                    turn.moved(usize::try_from(moved).unwrap_or(usize::MAX))
+                        .await;
                     continue;
                 }
                 // No pipe to be had: copy.
@@ -56,6 +59,7 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
             Ok(0) => break,
             Ok(length) => {
                 long = false;
+                turn.moved(length).await;
                 let chunk: Bytes = buffer.freeze(HEADROOM, HEADROOM + length);
                 take(tunnel, chunk, &mut payload).await?;
                 let pending = tunnel.machine.borrow().payload_pending();
@@ -137,6 +141,7 @@ async fn drain(pipe: &mut Loan, to: &TcpStream) -> io::Result<usize> {
 /// Target to client until the target sends FIN.
 pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ended> {
     let target = tunnel.tcp();
+    let mut turn = Turn::default();
     loop {
         {
             let readable = std::pin::pin!(target.readable());
@@ -169,6 +174,8 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                         .map_err(|_| Ended::ClientGone)?;
                     tunnel.moved_down(moved);
                 }
+                drop(pipe);
+                turn.moved(length).await;
             }
             Err(error) if would_block(&error) => {}
             Err(_) => return Err(Ended::TargetGone),

@@ -8,7 +8,7 @@ use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
 
-use super::{Ended, Tunnel};
+use super::{Ended, Tunnel, Turn};
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
 use crate::transport::{RecvHalf, SendHalf};
 
@@ -19,6 +19,7 @@ const SLICES: usize = 64;
 pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
     let mut chunks = Vec::new();
     let mut payload = Vec::new();
+    let mut turn = Turn::default();
     while recv.recv(&mut chunks).await? {
         let mut received = 0;
         for chunk in chunks.drain(..) {
@@ -27,6 +28,7 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
         }
         write(tunnel, &mut payload).await?;
         recv.release(received);
+        turn.moved(received).await;
     }
     tunnel.client_ended()
 }
@@ -95,6 +97,7 @@ pub(super) async fn write(tunnel: &Tunnel<'_>, payload: &mut Vec<Bytes>) -> Resu
 /// Target to client until the target sends FIN.
 pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ended> {
     let tcp = tunnel.tcp();
+    let mut turn = Turn::default();
     loop {
         // Nothing is reserved while the target is quiet: neither a buffer nor the client's window.
         {
@@ -119,6 +122,7 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                 let start = buffer.prepend(HEADROOM, &header[..size]);
                 send_all(send, buffer, start, HEADROOM + length, room).await?;
                 tunnel.moved_down(length);
+                turn.moved(length).await;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return Err(Ended::TargetGone),

@@ -316,7 +316,7 @@ impl SendHalf for H2Send {
         //= rfc8441 §5 stream-end
         //= rfc9297 §3.3 malformed-capsule
         let reason = match fault {
-            Fault::Target => Reason::CONNECT_ERROR,
+            Fault::Target | Fault::Client => Reason::CONNECT_ERROR,
             Fault::Malformed | Fault::Datagram => Reason::PROTOCOL_ERROR,
             Fault::Cancelled => Reason::CANCEL,
         };

@@ -78,8 +78,10 @@ pub struct Refusal {
 /// Why a data stream ends before its time, seen from the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The target's connection broke: CONNECT_ERROR, a close without close_notify, a TCP RST.
+    /// The target's connection broke: CONNECT_ERROR, a close without close_notify, a TCP RST; after what it sent before.
     Target,
+    /// The client's side broke, and the target was reset for it: the same signals, at once.
+    Client,
     /// The client's data stream was malformed.
     Malformed,
     /// The client sent a datagram where none has a meaning.

@@ -13,7 +13,7 @@ use quinn::VarInt;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::code::{Code, Fault as Violation};
 use super::control::{self, Control};
@@ -34,6 +34,8 @@ use crate::worker::{OpenConnection, Worker};
 const UNPROVEN: u32 = 512;
 /// How long streams may take to say goodbye when the relay stops.
 const GOODBYE: Duration = Duration::from_millis(300);
+/// A connection without a request is ended after this.
+const IDLE: Duration = Duration::from_secs(300);
 /// Bytes read at once from a stream of frames.
 const READ: usize = 64 * 1024;
 
@@ -146,10 +148,13 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
         return;
     }
     let mut draining = false;
+    let limit = worker.shared.generation.load().limits.header_timeout;
+    let mut idle_until = Instant::now() + limit;
     loop {
         tokio::select! {
             stream = connection.quic.accept_bi() => {
                 let Ok((send, recv)) = stream else { return };
+                idle_until = Instant::now() + IDLE;
                 begin(worker, &connection, send, recv);
             }
             stream = connection.quic.accept_uni() => {
@@ -177,6 +182,12 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
                 // The last answers get a moment to arrive before the connection goes.
                 sleep(GOODBYE).await;
                 return close(&connection.quic, Code::NO_ERROR);
+            }
+            () = sleep_until(idle_until), if !draining => {
+                if connection.requests.borrow().is_empty() {
+                    return close(&connection.quic, Code::NO_ERROR);
+                }
+                idle_until = Instant::now() + IDLE;
             }
             () = worker.reached(Phase::Stopping) => {
                 let _ = timeout(GOODBYE, no_requests(&connection)).await;

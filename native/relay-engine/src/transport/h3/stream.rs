@@ -65,7 +65,7 @@ impl Verdict {
 //= rfc9297 §3.3 malformed-capsule
 fn code_of(fault: Fault) -> Code {
     match fault {
-        Fault::Target => Code::CONNECT_ERROR,
+        Fault::Target | Fault::Client => Code::CONNECT_ERROR,
         Fault::Malformed => Code::MESSAGE_ERROR,
         Fault::Datagram => Code::DATAGRAM_ERROR,
         Fault::Cancelled => Code::REQUEST_CANCELLED,
