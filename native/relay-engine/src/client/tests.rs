@@ -312,3 +312,39 @@ fn answers_that_open_no_tunnel() {
         );
     });
 }
+
+#[test]
+fn short_and_long_writes_keep_their_order() {
+    matrix("order", async |client, form, listener| {
+        let (mut tunnel, mut target) = open(client, form, &listener).await;
+        let sizes = [
+            1, 70_000, 3, 40_000, 65_536, 100, 0, 200_000, 33_000, 7, 31_000,
+        ];
+        let payload: Vec<u8> = (0..2_500_000u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
+        let up = async {
+            let mut rest = &payload[..];
+            for size in sizes.into_iter().cycle() {
+                let (now, later) = rest.split_at(rest.len().min(size));
+                tunnel.sender.send(now).await.unwrap();
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+                if size == 100 {
+                    // Lets the relay run dry now and then.
+                    tokio::task::yield_now().await;
+                }
+            }
+            tunnel.sender.finish().await.unwrap();
+        };
+        let down = async {
+            let mut got = Vec::new();
+            target.read_to_end(&mut got).await.unwrap();
+            got
+        };
+        let ((), got) = tokio::join!(up, down);
+        assert!(got == payload);
+    });
+}

@@ -19,8 +19,9 @@ use crate::transport::{RecvHalf, SendHalf};
 
 /// Payload below this is cheaper to copy than to splice.
 const WORTH_SPLICING: u64 = 32 * 1024;
-/// What is read to learn the next header when long payloads follow each other: a header and little more.
-const PEEK: usize = MAX_HEADER;
+/// What is read to learn the next header when long payloads follow each other: exactly a header of one that is worth splicing,
+/// unless its type or length takes more bytes than common.
+const PEEK: usize = 8;
 
 fn would_block(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock
@@ -36,7 +37,8 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
     let mut long = false;
     loop {
         let pending = tunnel.machine.borrow().payload_pending();
-        if pending >= WORTH_SPLICING {
+        // The rest of a long payload goes the way of its beginning.
+        if pending >= WORTH_SPLICING || (long && pending > 0) {
             match splice_up(tunnel, client, pending).await? {
                 Some(0) => break,
                 Some(moved) => {
@@ -52,21 +54,28 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                 None => {}
             }
         }
-        client.readable().await.map_err(|_| Ended::ClientGone)?;
+        if tunnel.piped.borrow().is_none() {
+            client.readable().await.map_err(|_| Ended::ClientGone)?;
+        }
         let mut buffer = Buffer::take();
         let most = if long { PEEK } else { PAYLOAD };
         match client.try_read(buffer.payload_mut(most)) {
             Ok(0) => break,
             Ok(length) => {
-                long = false;
                 turn.moved(length).await;
                 let chunk: Bytes = buffer.freeze(HEADROOM, HEADROOM + length);
                 take(tunnel, chunk, &mut payload).await?;
                 let pending = tunnel.machine.borrow().payload_pending();
+                // A header alone: what is in the pipe waits for more.
+                long = long && payload.is_empty() && pending >= WORTH_SPLICING;
+                if long {
+                    continue;
+                }
                 if let [few] = &payload[..]
                     && pending >= WORTH_SPLICING
                 {
                     // The first bytes of a long payload, read with its header: they leave with what is spliced next.
+                    flush(tunnel).await?;
                     send_more(tunnel.tcp(), few)
                         .await
                         .map_err(|_| Ended::TargetGone)?;
@@ -77,37 +86,65 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                     write(tunnel, &mut payload).await?;
                 }
             }
-            Err(error) if would_block(&error) => {}
+            Err(error) if would_block(&error) => flush(tunnel).await?,
             Err(_) => return Err(Ended::ClientGone),
         }
     }
+    flush(tunnel).await?;
     recv.ended();
     tunnel.client_ended()
 }
 
-/// Moves one pipe full of payload from the client to the target; `Some(0)` is the client's end, `None` means there is no pipe.
+/// Moves payload from the client into the pipe; `Some(0)` is the client's end, `None` means there is no pipe. What is in the
+/// pipe leaves once it is full or the client pauses: short capsules reach the target as long writes.
 async fn splice_up(
     tunnel: &Tunnel<'_>,
     client: &TcpStream,
     most: u64,
 ) -> Result<Option<u64>, Ended> {
-    let target = tunnel.tcp();
-    let most = usize::try_from(most)
-        .unwrap_or(usize::MAX)
-        .min(tunnel.pipe_limit);
-    let Some((mut pipe, moved)) = fill(client, most, tunnel.pipe_limit)
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let piped = tunnel.piped.borrow_mut().take();
+    if let Some(mut pipe) = piped {
+        let room = most.min(tunnel.pipe_limit.saturating_sub(pipe.held()));
+        // Not through the socket's readiness: a full pipe and an empty socket look the same here.
+        let filled = if room > 0 {
+            pipe.fill(client, room)
+        } else {
+            Ok(0)
+        };
+        tunnel.piped.borrow_mut().replace(pipe);
+        match filled {
+            Ok(moved) if moved > 0 => return Ok(Some(moved as u64)),
+            // A socket tells its error only once.
+            Err(error) if !would_block(&error) => return Err(Ended::ClientGone),
+            // Full, empty or at the end: which one shows once the pipe is empty.
+            _ => flush(tunnel).await?,
+        }
+    }
+    let Some((pipe, moved)) = fill(client, most.min(tunnel.pipe_limit), tunnel.pipe_limit)
         .await
         .map_err(|_| Ended::ClientGone)?
     else {
         return Ok(None);
     };
-    while pipe.held() > 0 {
-        let drained = drain(&mut pipe, target)
-            .await
-            .map_err(|_| Ended::TargetGone)?;
-        tunnel.moved_up(drained);
+    if moved > 0 {
+        tunnel.piped.borrow_mut().replace(pipe);
     }
     Ok(Some(moved as u64))
+}
+
+/// Moves everything in the pipe to the target.
+pub(super) async fn flush(tunnel: &Tunnel<'_>) -> Result<(), Ended> {
+    let piped = tunnel.piped.borrow_mut().take();
+    if let Some(mut pipe) = piped {
+        while pipe.held() > 0 {
+            let drained = drain(&mut pipe, tunnel.tcp())
+                .await
+                .map_err(|_| Ended::TargetGone)?;
+            tunnel.moved_up(drained);
+        }
+    }
+    Ok(())
 }
 
 /// Waits until `from` is readable and moves what there is into a pipe.
