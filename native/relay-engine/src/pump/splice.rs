@@ -51,7 +51,7 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                     continue;
                 }
                 // No pipe to be had: copy.
-                None => {}
+                None => long = false,
             }
         }
         if tunnel.piped.borrow().is_none() {
@@ -66,24 +66,33 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                 let chunk: Bytes = buffer.freeze(HEADROOM, HEADROOM + length);
                 take(tunnel, chunk, &mut payload).await?;
                 let pending = tunnel.machine.borrow().payload_pending();
-                // A header alone: what is in the pipe waits for more.
-                long = long && payload.is_empty() && pending >= WORTH_SPLICING;
-                if long {
+                if long && payload.is_empty() && pending >= WORTH_SPLICING {
+                    // A header alone: what is in the pipe waits for what can be had at once.
                     continue;
                 }
-                if let [few] = &payload[..]
-                    && pending >= WORTH_SPLICING
-                {
-                    // The first bytes of a long payload, read with its header: they leave with what is spliced next.
-                    flush(tunnel).await?;
-                    send_more(tunnel.tcp(), few)
-                        .await
-                        .map_err(|_| Ended::TargetGone)?;
-                    tunnel.moved_up(few.len());
-                    payload.clear();
-                    long = true;
-                } else {
-                    write(tunnel, &mut payload).await?;
+                long = pending >= WORTH_SPLICING;
+                flush(tunnel).await?;
+                // The first bytes of a long payload, read with its header, leave with what can be spliced already.
+                let next = match &payload[..] {
+                    [_] if long => fill_now(client, pending, tunnel.pipe_limit),
+                    _ => Ok(None),
+                };
+                match (next, &payload[..]) {
+                    (Ok(Some((pipe, moved))), [few]) if moved > 0 => {
+                        send_more(tunnel.tcp(), few)
+                            .await
+                            .map_err(|_| Ended::TargetGone)?;
+                        tunnel.moved_up(few.len());
+                        payload.clear();
+                        tunnel.piped.borrow_mut().replace(pipe);
+                        flush(tunnel).await?;
+                        tunnel.machine.borrow_mut().advance(moved as u64);
+                        take(tunnel, Bytes::new(), &mut payload).await?;
+                    }
+                    // A socket tells its error only once.
+                    (Err(error), _) if !would_block(&error) => return Err(Ended::ClientGone),
+                    // An end shows again at the next read.
+                    _ => write(tunnel, &mut payload).await?,
                 }
             }
             Err(error) if would_block(&error) => flush(tunnel).await?,
@@ -102,10 +111,10 @@ async fn splice_up(
     client: &TcpStream,
     most: u64,
 ) -> Result<Option<u64>, Ended> {
-    let most = usize::try_from(most).unwrap_or(usize::MAX);
     let piped = tunnel.piped.borrow_mut().take();
     if let Some(mut pipe) = piped {
-        let room = most.min(tunnel.pipe_limit.saturating_sub(pipe.held()));
+        let room = tunnel.pipe_limit.saturating_sub(pipe.held());
+        let room = usize::try_from(most).unwrap_or(usize::MAX).min(room);
         // Not through the socket's readiness: a full pipe and an empty socket look the same here.
         let filled = if room > 0 {
             pipe.fill(client, room)
@@ -121,10 +130,15 @@ async fn splice_up(
             _ => flush(tunnel).await?,
         }
     }
-    let Some((pipe, moved)) = fill(client, most.min(tunnel.pipe_limit), tunnel.pipe_limit)
-        .await
-        .map_err(|_| Ended::ClientGone)?
-    else {
+    let filled = loop {
+        client.readable().await.map_err(|_| Ended::ClientGone)?;
+        match fill_now(client, most, tunnel.pipe_limit) {
+            Ok(filled) => break filled,
+            Err(error) if would_block(&error) => {}
+            Err(_) => return Err(Ended::ClientGone),
+        }
+    };
+    let Some((pipe, moved)) = filled else {
         return Ok(None);
     };
     if moved > 0 {
@@ -147,23 +161,14 @@ pub(super) async fn flush(tunnel: &Tunnel<'_>) -> Result<(), Ended> {
     Ok(())
 }
 
-/// Waits until `from` is readable and moves what there is into a pipe.
-async fn fill(
-    from: &TcpStream,
-    most: usize,
-    pipe_limit: usize,
-) -> io::Result<Option<(Loan, usize)>> {
-    loop {
-        from.readable().await?;
-        let Ok(mut pipe) = Loan::take(pipe_limit) else {
-            return Ok(None);
-        };
-        match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
-            Ok(moved) => return Ok(Some((pipe, moved))),
-            Err(error) if would_block(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
+/// Moves what `from` has, up to `most` bytes, into a pipe; `None` if there is no pipe to be had.
+fn fill_now(from: &TcpStream, most: u64, pipe_limit: usize) -> io::Result<Option<(Loan, usize)>> {
+    let Ok(mut pipe) = Loan::take(pipe_limit) else {
+        return Ok(None);
+    };
+    let most = usize::try_from(most).unwrap_or(usize::MAX).min(pipe_limit);
+    let moved = from.try_io(Interest::READABLE, || pipe.fill(from, most))?;
+    Ok(Some((pipe, moved)))
 }
 
 async fn drain(pipe: &mut Loan, to: &TcpStream) -> io::Result<usize> {
