@@ -9,6 +9,8 @@ pub mod config;
 pub mod decide;
 pub mod egress;
 mod engine;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hook;
 mod listener;
 pub mod metrics;

@@ -135,6 +135,7 @@ async fn open(client: &Client, form: &Form, target: &TcpListener) -> (Tunnel, Tc
     (tunnel.unwrap(), accepted.unwrap().0)
 }
 
+//= rfc8441 §3 setting
 #[test]
 fn payload_and_half_closes_in_every_cell() {
     matrix("echo", async |client, form, listener| {
@@ -210,5 +211,140 @@ fn a_refusal_carries_status_and_fields() {
         };
         assert_eq!(answer.status, 403);
         assert!(answer.fields.contains_key("proxy-status"));
+    });
+}
+
+/// A proxy by hand: gives `answer` to the first request head, and that head with whatever came behind it.
+async fn by_hand(answer: &str, form: &Form) -> (Result<Tunnel, Error>, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy {
+        address: listener.local_addr().unwrap(),
+        authority: "proxy.example".to_owned(),
+        tls: None,
+        credentials: Some(HeaderValue::from_static("Bearer secret")),
+    };
+    let client = Client::connect(proxy, Http::H1).await.unwrap();
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"\r\n\r\n") {
+            seen.push(stream.read_u8().await.unwrap());
+        }
+        // Bytes sent before the answer would be here by now: they would have left with the head.
+        let mut early = [0; 64];
+        if let Ok(more) = stream.try_read(&mut early) {
+            seen.extend_from_slice(&early[..more]);
+        }
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        (stream, String::from_utf8(seen).unwrap())
+    };
+    let (tunnel, (_stream, seen)) = tokio::join!(client.open(form, "2001:db8::1", 443), serve);
+    (tunnel, seen)
+}
+
+fn on_one_thread(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, within(test));
+}
+
+//= connect-tcp §4.1 h1-not-optimistic
+//= rfc9931 §8 client-waits
+#[test]
+fn nothing_goes_before_the_answer_of_an_http1_proxy() {
+    on_one_thread(async {
+        let (tunnel, seen) = by_hand("HTTP/1.1 200 OK\r\n\r\nhello", &Form::Connect).await;
+        let mut tunnel = tunnel.unwrap();
+        assert_eq!(
+            seen,
+            "CONNECT [2001:db8::1]:443 HTTP/1.1\r\nhost: [2001:db8::1]:443\r\n\
+             proxy-authorization: Bearer secret\r\n\r\n"
+        );
+        assert_eq!(tunnel.receiver.recv().await.unwrap().unwrap(), "hello");
+
+        let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                      Upgrade: Connect-TCP-12\r\n\r\n";
+        let (tunnel, seen) = by_hand(answer, &Form::connect_tcp().unwrap()).await;
+        tunnel.unwrap();
+        assert_eq!(
+            seen,
+            "GET /.well-known/masque/tcp/2001%3Adb8%3A%3A1/443/ HTTP/1.1\r\nhost: proxy.example\r\n\
+             connection: Upgrade\r\nupgrade: connect-tcp-12\r\nauthorization: Bearer secret\r\n\
+             capsule-protocol: ?1\r\n\r\n"
+        );
+    });
+}
+
+#[test]
+fn answers_that_open_no_tunnel() {
+    on_one_thread(async {
+        let templated = Form::connect_tcp().unwrap();
+        for (form, answer) in [
+            (&templated, "HTTP/1.1 200 OK\r\n\r\n"),
+            (
+                &templated,
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+            ),
+            (&templated, "HTTP/1.1 101 Switching Protocols\r\n\r\n"),
+            (
+                &Form::Connect,
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: connect-tcp-12\r\n\r\n",
+            ),
+            (&Form::Connect, "HTTP/1.1 204 No Content\r\n\r\n"),
+            (&Form::Connect, "SSH-2.0-OpenSSH\r\n\r\n"),
+        ] {
+            let (tunnel, _) = by_hand(answer, form).await;
+            assert!(matches!(tunnel, Err(Error::Protocol(_))), "{answer}");
+        }
+        let (tunnel, _) = by_hand(
+            "HTTP/1.1 407 Who?\r\nProxy-Status: x\r\n\r\n",
+            &Form::Connect,
+        )
+        .await;
+        let Err(Error::Refused(answer)) = tunnel else {
+            panic!("a 407 opened a tunnel");
+        };
+        assert_eq!(
+            (answer.status, &answer.fields["proxy-status"]),
+            (407, &HeaderValue::from_static("x"))
+        );
+    });
+}
+
+#[test]
+fn short_and_long_writes_keep_their_order() {
+    matrix("order", async |client, form, listener| {
+        let (mut tunnel, mut target) = open(client, form, &listener).await;
+        let sizes = [
+            1, 70_000, 3, 40_000, 65_536, 100, 0, 200_000, 33_000, 7, 31_000,
+        ];
+        let payload: Vec<u8> = (0..2_500_000u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
+        let up = async {
+            let mut rest = &payload[..];
+            for size in sizes.into_iter().cycle() {
+                let (now, later) = rest.split_at(rest.len().min(size));
+                tunnel.sender.send(now).await.unwrap();
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+                if size == 100 {
+                    // Lets the relay run dry now and then.
+                    tokio::task::yield_now().await;
+                }
+            }
+            tunnel.sender.finish().await.unwrap();
+        };
+        let down = async {
+            let mut got = Vec::new();
+            target.read_to_end(&mut got).await.unwrap();
+            got
+        };
+        let ((), got) = tokio::join!(up, down);
+        assert!(got == payload);
     });
 }

@@ -146,6 +146,8 @@ struct Tunnel<'a> {
     /// FIN was sent to the target.
     fin_sent: Cell<bool>,
     fin_sent_wake: Notify,
+    /// Payload to the target that is in a pipe.
+    piped: RefCell<Option<pipe::Loan>>,
     pipe_limit: usize,
     metrics: &'a WorkerMetrics,
 }
@@ -303,6 +305,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         down: Cell::new(0),
         fin_sent: Cell::new(false),
         fin_sent_wake: Notify::new(),
+        piped: RefCell::new(None),
         pipe_limit: (bounds.buffer / 2).clamp(4096, 1 << 20),
         metrics,
     });

@@ -19,8 +19,9 @@ use crate::transport::{RecvHalf, SendHalf};
 
 /// Payload below this is cheaper to copy than to splice.
 const WORTH_SPLICING: u64 = 32 * 1024;
-/// What is read to learn the next header when long payloads follow each other: a header and little more.
-const PEEK: usize = MAX_HEADER;
+/// What is read to learn the next header when long payloads follow each other: exactly a header of one that is worth splicing,
+/// unless its type or length takes more bytes than common.
+const PEEK: usize = 8;
 
 fn would_block(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock
@@ -36,7 +37,8 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
     let mut long = false;
     loop {
         let pending = tunnel.machine.borrow().payload_pending();
-        if pending >= WORTH_SPLICING {
+        // The rest of a long payload goes the way of its beginning.
+        if pending >= WORTH_SPLICING || (long && pending > 0) {
             match splice_up(tunnel, client, pending).await? {
                 Some(0) => break,
                 Some(moved) => {
@@ -52,7 +54,9 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                 None => long = false,
             }
         }
-        client.readable().await.map_err(|_| Ended::ClientGone)?;
+        if tunnel.piped.borrow().is_none() {
+            client.readable().await.map_err(|_| Ended::ClientGone)?;
+        }
         let mut buffer = Buffer::take();
         let most = if long { PEEK } else { PAYLOAD };
         match client.try_read(buffer.payload_mut(most)) {
@@ -62,20 +66,26 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                 let chunk: Bytes = buffer.freeze(HEADROOM, HEADROOM + length);
                 take(tunnel, chunk, &mut payload).await?;
                 let pending = tunnel.machine.borrow().payload_pending();
+                if long && payload.is_empty() && pending >= WORTH_SPLICING {
+                    // A header alone: what is in the pipe waits for what can be had at once.
+                    continue;
+                }
                 long = pending >= WORTH_SPLICING;
+                flush(tunnel).await?;
                 // The first bytes of a long payload, read with its header, leave with what can be spliced already.
                 let next = match &payload[..] {
                     [_] if long => fill_now(client, pending, tunnel.pipe_limit),
                     _ => Ok(None),
                 };
                 match (next, &payload[..]) {
-                    (Ok(Some((mut pipe, moved))), [few]) if moved > 0 => {
+                    (Ok(Some((pipe, moved))), [few]) if moved > 0 => {
                         send_more(tunnel.tcp(), few)
                             .await
                             .map_err(|_| Ended::TargetGone)?;
                         tunnel.moved_up(few.len());
                         payload.clear();
-                        drain_up(tunnel, &mut pipe).await?;
+                        tunnel.piped.borrow_mut().replace(pipe);
+                        flush(tunnel).await?;
                         tunnel.machine.borrow_mut().advance(moved as u64);
                         take(tunnel, Bytes::new(), &mut payload).await?;
                     }
@@ -85,20 +95,41 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                     _ => write(tunnel, &mut payload).await?,
                 }
             }
-            Err(error) if would_block(&error) => {}
+            Err(error) if would_block(&error) => flush(tunnel).await?,
             Err(_) => return Err(Ended::ClientGone),
         }
     }
+    flush(tunnel).await?;
     recv.ended();
     tunnel.client_ended()
 }
 
-/// Moves one pipe full of payload from the client to the target; `Some(0)` is the client's end, `None` means there is no pipe.
+/// Moves payload from the client into the pipe; `Some(0)` is the client's end, `None` means there is no pipe. What is in the
+/// pipe leaves once it is full or the client pauses: short capsules reach the target as long writes.
 async fn splice_up(
     tunnel: &Tunnel<'_>,
     client: &TcpStream,
     most: u64,
 ) -> Result<Option<u64>, Ended> {
+    let piped = tunnel.piped.borrow_mut().take();
+    if let Some(mut pipe) = piped {
+        let room = tunnel.pipe_limit.saturating_sub(pipe.held());
+        let room = usize::try_from(most).unwrap_or(usize::MAX).min(room);
+        // Not through the socket's readiness: a full pipe and an empty socket look the same here.
+        let filled = if room > 0 {
+            pipe.fill(client, room)
+        } else {
+            Ok(0)
+        };
+        tunnel.piped.borrow_mut().replace(pipe);
+        match filled {
+            Ok(moved) if moved > 0 => return Ok(Some(moved as u64)),
+            // A socket tells its error only once.
+            Err(error) if !would_block(&error) => return Err(Ended::ClientGone),
+            // Full, empty or at the end: which one shows once the pipe is empty.
+            _ => flush(tunnel).await?,
+        }
+    }
     let filled = loop {
         client.readable().await.map_err(|_| Ended::ClientGone)?;
         match fill_now(client, most, tunnel.pipe_limit) {
@@ -107,19 +138,25 @@ async fn splice_up(
             Err(_) => return Err(Ended::ClientGone),
         }
     };
-    let Some((mut pipe, moved)) = filled else {
+    let Some((pipe, moved)) = filled else {
         return Ok(None);
     };
-    drain_up(tunnel, &mut pipe).await?;
+    if moved > 0 {
+        tunnel.piped.borrow_mut().replace(pipe);
+    }
     Ok(Some(moved as u64))
 }
 
-async fn drain_up(tunnel: &Tunnel<'_>, pipe: &mut Loan) -> Result<(), Ended> {
-    while pipe.held() > 0 {
-        let drained = drain(pipe, tunnel.tcp())
-            .await
-            .map_err(|_| Ended::TargetGone)?;
-        tunnel.moved_up(drained);
+/// Moves everything in the pipe to the target.
+pub(super) async fn flush(tunnel: &Tunnel<'_>) -> Result<(), Ended> {
+    let piped = tunnel.piped.borrow_mut().take();
+    if let Some(mut pipe) = piped {
+        while pipe.held() > 0 {
+            let drained = drain(&mut pipe, tunnel.tcp())
+                .await
+                .map_err(|_| Ended::TargetGone)?;
+            tunnel.moved_up(drained);
+        }
     }
     Ok(())
 }

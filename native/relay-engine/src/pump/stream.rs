@@ -10,6 +10,7 @@ use futures_util::future::{Either, select};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::splice::flush;
 use super::{Ended, Tunnel, Turn};
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
 use crate::transport::{RecvHalf, SendHalf};
@@ -66,6 +67,8 @@ pub(super) async fn take(
 
 /// Writes all of `payload` to the target, many slices a system call.
 pub(super) async fn write(tunnel: &Tunnel<'_>, payload: &mut Vec<Bytes>) -> Result<(), Ended> {
+    // What was received before goes before.
+    flush(tunnel).await?;
     let tcp = tunnel.tcp();
     let mut first = 0;
     while first < payload.len() {
