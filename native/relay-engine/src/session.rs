@@ -13,6 +13,7 @@ use capsule_core::request::{self, Challenge, Head, Request};
 use capsule_core::target::Target;
 use futures_util::future::{Either, select};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use tokio::time::timeout;
 
 use crate::access_log::{self, Record};
 use crate::auth::Outcome as Known;
@@ -125,7 +126,7 @@ pub async fn handle<E: Exchange>(
         Ok(request) => request,
         Err(reject) => {
             metrics.requests_refused.add(1);
-            return exchange.refuse(refusal(&reject, None, &[])).await;
+            return refuse(&generation, exchange, refusal(&reject, None, &[])).await;
         }
     };
     let mut entry = Entry {
@@ -178,7 +179,7 @@ pub async fn handle<E: Exchange>(
                 ..
             } = refused.reject;
             entry.write(&generation, status, error, detail, (0, 0));
-            return exchange.refuse(answer).await;
+            return refuse(&generation, exchange, answer).await;
         }
     };
     entry.next_hop = Some(dialled.peer);
@@ -215,7 +216,9 @@ pub async fn handle<E: Exchange>(
     //= connect-tcp §4.1 buffer-optimistic
     //= rfc9297 §3.2 only-after-success
     //= rfc9297 §3.2 no-204-205-206
-    let Ok((recv, send)) = exchange.accept(answer, request.token.as_deref()).await else {
+    let accepting = exchange.accept(answer, request.token.as_deref());
+    let accepted = timeout(generation.limits.header_timeout, accepting).await;
+    let Ok(Ok((recv, send))) = accepted else {
         return entry.write(
             &generation,
             0,
@@ -257,6 +260,11 @@ pub async fn handle<E: Exchange>(
         &outcome.ended.to_string(),
         (outcome.up, outcome.down),
     );
+}
+
+/// Answers without a tunnel. A client that does not take the answer in time does without.
+async fn refuse<E: Exchange>(generation: &Generation, exchange: E, answer: Refusal) {
+    let _ = timeout(generation.limits.header_timeout, exchange.refuse(answer)).await;
 }
 
 /// Keeps the gauge of open tunnels right, whatever ends the task.

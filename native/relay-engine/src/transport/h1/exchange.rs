@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use capsule_core::reject::Reject;
 use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
 use super::head::{self, HeadError, Parsed};
 use super::{Connection, Io};
@@ -28,12 +29,19 @@ pub async fn serve<I: Io>(worker: &Rc<Worker>, peer: &Peer, connection: Connecti
             tokio::select! {
                 biased;
                 parsed = reading => parsed,
-                () = draining, if idle => return close(connection).await,
+                () = draining, if idle => {
+                    let _ = timeout(limit, close(connection)).await;
+                    return;
+                }
             }
         };
         let (parsed, connection_out) = match parsed {
             Ok(parsed) => (parsed, Rc::new(RefCell::new(None))),
-            Err(error) => return answer_bad_head(connection, error).await,
+            Err(error) => {
+                // A client that does not take the answer in time does without.
+                let _ = timeout(limit, answer_bad_head(connection, error)).await;
+                return;
+            }
         };
         let Parsed {
             head,

@@ -140,15 +140,18 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
     });
     // The seed of reserved values only has to vary.
     let grease = connection.quic.stable_id() as u64 >> 6;
-    let Ok(mut control) = connection.quic.open_uni().await else {
-        return;
-    };
-    let preface = control::preface(&Settings::ours(), grease % 1024);
-    if control.write_all(&preface).await.is_err() {
-        return;
-    }
-    let mut draining = false;
     let limit = worker.shared.generation.load().limits.header_timeout;
+    let opening = async {
+        let mut control = connection.quic.open_uni().await.ok()?;
+        let preface = control::preface(&Settings::ours(), grease % 1024);
+        control.write_all(&preface).await.ok()?;
+        Some(control)
+    };
+    // RFC 9114 §6.2 has clients allow for the control stream; one that does not cannot be spoken to.
+    let Ok(Some(mut control)) = timeout(limit, opening).await else {
+        return close(&connection.quic, Code::GENERAL_PROTOCOL_ERROR);
+    };
+    let mut draining = false;
     let mut idle_until = Instant::now() + limit;
     loop {
         tokio::select! {
@@ -176,7 +179,7 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
                 connection.goaway.set(Some(id));
                 let mut goaway = Vec::new();
                 control::put_goaway(id, &mut goaway);
-                let _ = control.write_all(&goaway).await;
+                let _ = timeout(GOODBYE, control.write_all(&goaway)).await;
             }
             () = no_requests(&connection), if draining => {
                 // The last answers get a moment to arrive before the connection goes.
