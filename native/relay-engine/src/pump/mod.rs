@@ -143,6 +143,8 @@ struct Tunnel<'a> {
     target: Target,
     up: Cell<u64>,
     down: Cell<u64>,
+    /// The target's connection is known to be broken. A socket tells that only once: afterwards its end looks like a FIN.
+    broken: Cell<bool>,
     /// FIN was sent to the target.
     fin_sent: Cell<bool>,
     fin_sent_wake: Notify,
@@ -303,6 +305,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         },
         up: Cell::new(0),
         down: Cell::new(0),
+        broken: Cell::new(false),
         fin_sent: Cell::new(false),
         fin_sent_wake: Notify::new(),
         piped: RefCell::new(None),
@@ -375,11 +378,15 @@ async fn both_directions<R: RecvHalf, S: SendHalf>(
 }
 
 async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
-    if recv.socket().is_some() {
+    let result = if recv.socket().is_some() {
         splice::up(tunnel, recv).await
     } else {
         stream::up(tunnel, recv).await
+    };
+    if result == Err(Ended::TargetGone) {
+        tunnel.broken.set(true);
     }
+    result
 }
 
 async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ended> {
@@ -387,6 +394,9 @@ async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ende
         splice::down(tunnel, send).await?;
     } else {
         stream::down(tunnel, send).await?;
+    }
+    if tunnel.broken.get() {
+        return Err(Ended::TargetGone);
     }
     tunnel.target_ended(send).await
 }

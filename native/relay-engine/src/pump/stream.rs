@@ -7,8 +7,6 @@ use bytes::{Buf, Bytes};
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
 use super::splice::flush;
 use super::{Ended, Tunnel, Turn};
@@ -122,17 +120,7 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                 return Ok(());
             }
             Ok(length) => {
-                if length < limit {
-                    drained(tcp);
-                }
-                let mut header = [0; MAX_HEADER];
-                let size = tunnel
-                    .machine
-                    .borrow_mut()
-                    .outbound_header(length, &mut header);
-                let start = buffer.prepend(HEADROOM, &header[..size]);
-                send_all(send, buffer, start, HEADROOM + length, room).await?;
-                tunnel.moved_down(length);
+                forward(tunnel, send, buffer, length, room).await?;
                 turn.moved(length).await;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => send.unready(),
@@ -141,11 +129,23 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
     }
 }
 
-/// A short read emptied the socket: waits for the next event instead of reading once more in vain.
-fn drained(tcp: &TcpStream) {
-    // Nothing is awaited between the read and this, so no event can have come in between that would be forgotten.
-    let nothing = || Err::<(), _>(ErrorKind::WouldBlock.into());
-    let _ = tcp.try_io(Interest::READABLE, nothing);
+/// Sends the payload of `buffer` as the protocol has it.
+pub(super) async fn forward<S: SendHalf>(
+    tunnel: &Tunnel<'_>,
+    send: &mut S,
+    mut buffer: Buffer,
+    length: usize,
+    room: usize,
+) -> Result<(), Ended> {
+    let mut header = [0; MAX_HEADER];
+    let size = tunnel
+        .machine
+        .borrow_mut()
+        .outbound_header(length, &mut header);
+    let start = buffer.prepend(HEADROOM, &header[..size]);
+    send_all(send, buffer, start, HEADROOM + length, room).await?;
+    tunnel.moved_down(length);
+    Ok(())
 }
 
 /// Sends a chunk that may be a few bytes longer than the room there was.
