@@ -20,6 +20,7 @@ from peers.matrix import connect, success
 from peers.model import TOKEN, Endpoint, tunnel_request
 from peers.process import RelayProcess, StartRelay, merged, toml
 from peers.target import Target, echo
+
 from relay import Config, Decision, Relay, TunnelRequest
 
 TCP = "connect-tcp-12"
@@ -135,7 +136,11 @@ async def test_allowed_tunnels(asking: RelayProcess, transport: str, protocol: s
 
 
 async def test_time_outs_deny_and_hold_up_nobody(asking: RelayProcess, transport: str) -> None:
-    async with Target(echo) as target, await connect(asking, transport) as slow, await connect(asking, transport) as quick:
+    async with (
+        Target(echo) as target,
+        await connect(asking, transport) as slow,
+        await connect(asking, transport) as quick,
+    ):
         began = time.monotonic()
         waiting = asyncio.create_task(slow.ask(tunnel_request(TCP, "never.test", 443)))
         await asyncio.sleep(0)
@@ -198,7 +203,9 @@ async def test_decisions_are_remembered_when_asked_to(launch: StartRelay, hooks:
     relay.stop()
 
 
-@pytest.mark.parametrize("hook", ["missing_module:f", "decisions_for_tests:missing", "decisions_for_tests:asked", "nocolon"])
+@pytest.mark.parametrize(
+    "hook", ["missing_module:f", "decisions_for_tests:missing", "decisions_for_tests:asked", "nocolon"]
+)
 def test_a_hook_that_cannot_be_had(configuration: dict[str, Any], hooks: Path, tmp_path: Path, hook: str) -> None:
     file = tmp_path / "relay.toml"
     file.write_text(toml(merged(configuration, {"policy": {"hook": hook}})))
@@ -273,9 +280,7 @@ async def latency(session: H2Session, host: str, count: int = 300) -> float:
 async def test_five_thousand_decisions_a_second(
     launch: StartRelay, hooks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = launch(
-        {"PYTHONPATH": f"{hooks}:{inherited_path()}"}, policy={"hook": "decisions_for_tests:at_once"}
-    )
+    asked = launch({"PYTHONPATH": f"{hooks}:{inherited_path()}"}, policy={"hook": "decisions_for_tests:at_once"})
     # Without a hook the same request is refused by a rule.
     unasked = launch(policy={"rules": [{"action": "deny", "hosts": ["elsewhere.test"]}]})
     best, runs = 0.0, 0
@@ -289,7 +294,9 @@ async def test_five_thousand_decisions_a_second(
     async with await connect(asked, "h2c") as with_hook, await connect(unasked, "h2c") as without:
         assert isinstance(with_hook, H2Session)
         assert isinstance(without, H2Session)
-        pairs = [(await latency(with_hook, "elsewhere.test"), await latency(without, "elsewhere.test")) for _ in range(3)]
+        pairs = [
+            (await latency(with_hook, "elsewhere.test"), await latency(without, "elsewhere.test")) for _ in range(3)
+        ]
     added = min(hooked - bare for hooked, bare in pairs)
     with capsys.disabled():
         print(f"\n  hook: {best:,.0f} decisions/s, added latency {added * 1e6:,.0f} µs (median of single requests)")

@@ -67,7 +67,9 @@ async def test_connection_faults_end_that_connection_only(relay: RelayProcess, t
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("preface", [b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", bytes(24), b"PRI * HTTP/3.0\r\n\r\nSM\r\n\r\n"])
+@pytest.mark.parametrize(
+    "preface", [b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", bytes(24), b"PRI * HTTP/3.0\r\n\r\nSM\r\n\r\n"]
+)
 async def test_a_wrong_preface(relay: RelayProcess, transport: str, preface: bytes) -> None:
     async with await RawH2.connect(relay.endpoint(transport), preface) as session:
         # On cleartext it may be read as HTTP/1.1 and be refused in that version.
@@ -141,12 +143,12 @@ MALFORMED = [
 ]
 
 
-#= rfc9113 §8.1.1 malformed-request
-#= rfc9113 §8.3.1 authority-and-host
-#= rfc9113 §8.5 connect-pseudo-fields
-#= rfc8441 §4 pseudo-fields
-#= rfc9297 §3.2 content-fields-malformed
-#= connect-tcp §3.2 nonconforming-is-client-error
+# = rfc9113 §8.1.1 malformed-request
+# = rfc9113 §8.3.1 authority-and-host
+# = rfc9113 §8.5 connect-pseudo-fields
+# = rfc8441 §4 pseudo-fields
+# = rfc9297 §3.2 content-fields-malformed
+# = connect-tcp §3.2 nonconforming-is-client-error
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("what", MALFORMED)
 async def test_malformed_requests_are_stream_errors_or_400(relay: RelayProcess, transport: str, what: str) -> None:
@@ -316,7 +318,7 @@ async def test_more_than_the_window_is_a_flow_control_error(relay: RelayProcess,
         assert connection.end == End("reset")
 
 
-#= connect-tcp §4.2 no-trailers
+# = connect-tcp §4.2 no-trailers
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_trailers_on_a_tunnel_are_malformed(relay: RelayProcess, transport: str) -> None:
     async with Target() as target, await RawH2.connect(relay.endpoint(transport)) as session:

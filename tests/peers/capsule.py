@@ -27,7 +27,14 @@ def read_varint(data: bytes, at: int = 0) -> tuple[int, int] | None:
     return value, at + length
 
 
-def capsule(kind: int, value: bytes = b"", *, length: int | None = None, kind_size: int | None = None, length_size: int | None = None) -> bytes:
+def capsule(
+    kind: int,
+    value: bytes = b"",
+    *,
+    length: int | None = None,
+    kind_size: int | None = None,
+    length_size: int | None = None,
+) -> bytes:
     """One capsule; `length` lies about the value's length."""
     return varint(kind, kind_size) + varint(len(value) if length is None else length, length_size) + value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
 import h2.config
@@ -53,7 +54,9 @@ class H2Tunnel(Tunnel):
         while view:
             if self.ended is not None and self.ended.kind != "clean":
                 raise ConnectionResetError(f"stream {self.stream_id}: {self.ended}")
-            room = min(connection.local_flow_control_window(self.stream_id), connection.max_outbound_frame_size, len(view))
+            room = min(
+                connection.local_flow_control_window(self.stream_id), connection.max_outbound_frame_size, len(view)
+            )
             if room <= 0:
                 self.writable.clear()
                 self.session.blocked.add(self)
@@ -153,10 +156,8 @@ class H2Session(Session):
     async def flush(self) -> None:
         async with self.lock:
             if data := self.connection.data_to_send():
-                try:
+                with contextlib.suppress(ConnectionError, OSError):
                     await self.wire.send(data)
-                except (ConnectionError, OSError):
-                    pass
 
     async def read(self) -> None:
         try:
@@ -236,7 +237,12 @@ class H2Session(Session):
             assert request.authority is not None
             return [(":method", "CONNECT"), (":authority", request.authority)]
         assert request.path is not None
-        head = [(":method", request.method), (":scheme", scheme), (":path", request.path), (":authority", request.authority or self.endpoint.authority)]
+        head = [
+            (":method", request.method),
+            (":scheme", scheme),
+            (":path", request.path),
+            (":authority", request.authority or self.endpoint.authority),
+        ]
         if request.token is not None:
             head[0] = (":method", "CONNECT")
             head.append((":protocol", request.token))
@@ -257,10 +263,8 @@ class H2Session(Session):
 
     async def close(self) -> None:
         if self.failure is None and self.wire.end is None:
-            try:
+            with contextlib.suppress(h2.exceptions.ProtocolError):
                 self.connection.close_connection()
-            except h2.exceptions.ProtocolError:
-                pass
             await self.flush()
         if self.reader is not None:
             self.reader.cancel()

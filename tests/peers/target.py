@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -33,7 +34,13 @@ class Connection(TcpWire):
 class Target:
     """A listening socket on loopback."""
 
-    def __init__(self, serve: Serve | None = None, host: str = "127.0.0.1", backlog: int = 4096, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        serve: Serve | None = None,
+        host: str = "127.0.0.1",
+        backlog: int = 4096,
+        receive_buffer: int | None = None,
+    ) -> None:
         self.serve = serve
         self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -116,11 +123,27 @@ class BlackHole:
         self.listener.listen(0)
         self.port = self.listener.getsockname()[1]
         self.fillers: list[socket.socket] = []
+        self.admitted: list[Connection] = []
         for _ in range(4):
             filler = socket.socket()
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.1", self.port))
             self.fillers.append(filler)
+
+    async def admit(self, handle: Callable[[Connection], Awaitable[None]]) -> None:
+        """Takes whoever comes from now on, until cancelled."""
+        self.listener.setblocking(False)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                sock, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+                connection = Connection(sock)
+                self.admitted.append(connection)
+                group.create_task(self.run(handle, connection))
+
+    @staticmethod
+    async def run(handle: Callable[[Connection], Awaitable[None]], connection: Connection) -> None:
+        with contextlib.suppress(OSError):
+            await handle(connection)
 
     def __enter__(self) -> BlackHole:
         return self
@@ -128,4 +151,6 @@ class BlackHole:
     def __exit__(self, *_: object) -> None:
         for filler in self.fillers:
             filler.close()
+        for connection in self.admitted:
+            connection.sock.close()
         self.listener.close()
