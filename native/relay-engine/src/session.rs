@@ -422,6 +422,9 @@ async fn decide(
     .await;
     match decision {
         Decision::Allow => Ok(()),
+        Decision::Failed { reason } => Err(Reject::new(503, title(503), reason)
+            .with_error(ProxyError::HttpRequestDenied)
+            .into()),
         Decision::Deny { status, reason } => Err(Reject::new(status, title(status), reason)
             .with_error(ProxyError::HttpRequestDenied)
             .into()),

@@ -319,6 +319,10 @@ impl SendHalf for H2Send {
         self.stream.send_data(Bytes::new(), true).map_err(|_| Gone)
     }
 
+    fn delivered(&self) -> bool {
+        self.backlog.held() == 0
+    }
+
     async fn abort(&mut self, fault: Fault) {
         //= rfc9113 §8.5 connect-error
         //= connect-tcp §3.4 abrupt-close-h2

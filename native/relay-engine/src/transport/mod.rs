@@ -134,7 +134,7 @@ pub trait RecvHalf {
         None
     }
 
-    /// Tells that whoever used [`socket`](Self::socket) saw a clean end.
+    /// The tunnel is over and nothing more is wanted: a clean end, whether or not the client has ended its direction.
     fn ended(&mut self) {}
 }
 
@@ -156,6 +156,9 @@ pub trait SendHalf {
 
     /// Ends the data stream cleanly, after everything sent.
     fn finish(&mut self) -> impl Future<Output = Result<(), Gone>>;
+
+    /// Whether the client has everything that was sent, as far as the transport can tell.
+    fn delivered(&self) -> bool;
 
     /// Ends the data stream abruptly.
     fn abort(&mut self, fault: Fault) -> impl Future<Output = ()>;

@@ -255,6 +255,10 @@ impl SendHalf for H3Send {
         self.stream.finish().map_err(|_| Gone)
     }
 
+    fn delivered(&self) -> bool {
+        self.backlog.held() == 0
+    }
+
     async fn abort(&mut self, fault: Fault) {
         if fault == Fault::Target {
             // A reset takes queued bytes with it: what the target sent before it broke goes first.
