@@ -2,11 +2,13 @@
 //! that header and payload leave as one chunk.
 
 use std::io::{ErrorKind, IoSlice};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
+use tokio::time::timeout;
 
 use super::splice::flush;
 use super::{Ended, Tunnel, Turn};
@@ -15,6 +17,9 @@ use crate::transport::{RecvHalf, SendHalf};
 
 /// Slices of one `writev`.
 const SLICES: usize = 64;
+
+/// How often a client is looked after while the target takes nothing.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Client to target until the client's data stream ends.
 pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
@@ -27,7 +32,17 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
             received += chunk.len();
             take(tunnel, chunk, &mut payload).await?;
         }
-        write(tunnel, &mut payload).await?;
+        {
+            let mut writing = std::pin::pin!(write(tunnel, &mut payload));
+            loop {
+                match timeout(LOOK, &mut writing).await {
+                    Ok(written) => break written?,
+                    //= rfc9114 §4.4 connect-reset
+                    Err(_) if recv.lost() => return Err(Ended::ClientGone),
+                    Err(_) => {}
+                }
+            }
+        }
         recv.release(received);
         turn.moved(received).await;
     }

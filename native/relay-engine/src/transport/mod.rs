@@ -129,6 +129,12 @@ pub trait RecvHalf {
     /// Wants no more bytes.
     fn abort(&mut self, fault: Fault);
 
+    /// Looks, while the target takes nothing, whether the client reset its direction. For transports that tell only readers:
+    /// may read a byte ahead, so it is not for every wake-up.
+    fn lost(&mut self) -> bool {
+        false
+    }
+
     /// The plain socket under the data stream, for moving bytes inside the kernel; only while no byte is buffered above it.
     fn socket(&self) -> Option<&TcpStream> {
         None
