@@ -33,6 +33,7 @@ import time
 from relay import Decision
 
 asked = 0
+failures = []
 
 
 def answer(request):
@@ -47,6 +48,11 @@ def answer(request):
         return Decision.deny(json.dumps(fields), status=418)
     if host == "count.test":
         return Decision.deny(f"asked {asked}", status=429)
+    if host == "once.test":
+        failures.append(host)
+        if len(failures) == 1:
+            raise RuntimeError("a passing fault")
+        return Decision.deny("known now", status=418)
     if host == "raise.test":
         raise RuntimeError("a fault in the hook")
     if host == "nonsense.test":
@@ -194,6 +200,10 @@ async def test_decisions_are_remembered_when_asked_to(launch: StartRelay, hooks:
     first = await asked(443)
     assert await asked(443) == first
     assert await asked(444) != first
+    # A failure of the hook is no decision: nothing to remember.
+    async with await connect(relay, "h2") as session:
+        assert (await session.ask(tunnel_request(TCP, "once.test", 443))).status == 503
+        assert (await session.ask(tunnel_request(TCP, "once.test", 443))).status == 418
     for _ in range(60):
         if await asked(443) != first:
             break

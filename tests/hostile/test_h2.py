@@ -356,3 +356,29 @@ async def test_prior_knowledge_and_upgrade_h2c(relay: RelayProcess) -> None:
             "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n".encode()
         )
         assert not (await session.wire.recv()).startswith(b"HTTP/1.1 101")
+
+
+@pytest.fixture(scope="module")
+def impatient(launch: StartRelay) -> RelayProcess:
+    return launch(limits={"header_timeout": "1s"})
+
+
+STALLS = {
+    "silence": b"",
+    "half a frame": b"\x00\x01\x00\x01",
+    "HEADERS without an end": raw_frame(1, 0, 1, b"\x82"),
+    "a PING": PingFrame(0, b"12345678").serialize(),
+}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("what", STALLS)
+async def test_a_client_that_never_asks_is_let_go(impatient: RelayProcess, transport: str, what: str) -> None:
+    async with await RawH2.connect(impatient.endpoint(transport)) as session:
+        await session.send(STALLS[what])
+        began = time.monotonic()
+        async with asyncio.timeout(8):
+            # Neither SETTINGS nor PINGs are acknowledged: the end may not depend on the client.
+            while await session.wire.recv():
+                pass
+        assert time.monotonic() - began > 0.5

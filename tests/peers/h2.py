@@ -128,12 +128,15 @@ class H2Session(Session):
         self.goaway_seen = asyncio.Event()
         self.failure: Exception | None = None
         self.owed = 0
+        self.credit = 1 << 30
         self.pings = 0
         self.reader: asyncio.Task[None] | None = None
         self.lock = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, endpoint: Endpoint, window: int = WINDOW, validate: bool = True) -> H2Session:
+    async def connect(
+        cls, endpoint: Endpoint, window: int = WINDOW, validate: bool = True, credit: int = 1 << 30
+    ) -> H2Session:
         wire: Wire
         if endpoint.authority_file is None:
             wire = await TcpWire.connect(endpoint.host, endpoint.port)
@@ -146,7 +149,9 @@ class H2Session(Session):
         values = {codes.ENABLE_PUSH: 0, codes.INITIAL_WINDOW_SIZE: window, codes.MAX_HEADER_LIST_SIZE: 65536}
         session.connection.local_settings = h2.settings.Settings(client=True, initial_values=values)
         session.connection.initiate_connection()
-        session.connection.increment_flow_control_window((1 << 30) - 65535)
+        session.credit = credit
+        if credit > 65535:
+            session.connection.increment_flow_control_window(credit - 65535)
         await session.flush()
         session.reader = asyncio.create_task(session.read())
         await asyncio.wait_for(session.settled.wait(), 10)
@@ -208,7 +213,7 @@ class H2Session(Session):
             stream.head.set_result(self.head(event.headers))
         elif isinstance(event, h2.events.DataReceived):
             self.owed += event.flow_controlled_length
-            if self.owed >= 1 << 24:
+            if self.owed >= self.credit >> 6:
                 self.connection.increment_flow_control_window(self.owed)
                 self.owed = 0
             if event.data:

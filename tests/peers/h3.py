@@ -210,6 +210,7 @@ class H3Session(Session):
         preface: bytes | None = None,
         *,
         window: int = 1 << 20,
+        answer_window: int | None = None,
         control: bool = True,
         wait: bool = True,
         **options: Any,
@@ -237,6 +238,9 @@ class H3Session(Session):
                     limits(builder=builder, space=space, stream=stream)
 
             quic._write_stream_limits = write_stream_limits
+            if answer_window is not None:
+                # The credit for what the relay sends on request streams, apart from its own streams.
+                quic._local_max_stream_data_bidi_local = answer_window
             protocol = Protocol(quic, **kwargs)
             protocol.session = session
             return protocol

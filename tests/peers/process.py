@@ -149,6 +149,11 @@ class RelayProcess:
         return self.status("VmRSS")
 
     @property
+    def threads(self) -> int:
+        """Running threads."""
+        return self.status("Threads") // 1024
+
+    @property
     def peak(self) -> int:
         """The highest resident memory since the start or `reset_peak`, in bytes."""
         return self.status("VmHWM")

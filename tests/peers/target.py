@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 
 from .wire import TcpWire
 
+TCP_CLOSE = 7  # of the kernel's tcp_states.h
+
 Serve = Callable[["Connection"], Awaitable[None]]
 
 
@@ -22,6 +24,11 @@ class Connection(TcpWire):
             assert data, f"FIN after {len(parts)} of {length} bytes"
             parts += data
         return bytes(parts)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is closed as the kernel sees it, whatever is still to be read."""
+        return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE
 
     async def read_to_end(self) -> bytes:
         """Everything up to FIN or RST; `end` tells which."""
@@ -40,6 +47,7 @@ class Target:
         host: str = "127.0.0.1",
         backlog: int = 4096,
         receive_buffer: int | None = None,
+        port: int = 0,
     ) -> None:
         self.serve = serve
         self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -47,7 +55,7 @@ class Target:
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.setblocking(False)
-        self.sock.bind((host, 0))
+        self.sock.bind((host, port))
         self.sock.listen(backlog)
         self.host, self.port = self.sock.getsockname()[:2]
         self.accepted = 0
@@ -117,17 +125,18 @@ def unused_port(host: str = "127.0.0.1") -> int:
 class BlackHole:
     """A listener whose accept queue is full: connection attempts get no answer at all."""
 
-    def __init__(self) -> None:
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.listener = socket.socket(family)
+        self.listener.bind((host, 0))
         self.listener.listen(0)
         self.port = self.listener.getsockname()[1]
         self.fillers: list[socket.socket] = []
         self.admitted: list[Connection] = []
         for _ in range(4):
-            filler = socket.socket()
+            filler = socket.socket(family)
             filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", self.port))
+            filler.connect_ex((host, self.port))
             self.fillers.append(filler)
 
     async def admit(self, handle: Callable[[Connection], Awaitable[None]]) -> None:
