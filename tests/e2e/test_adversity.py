@@ -191,7 +191,7 @@ async def test_a_clean_end_waits_for_a_slow_reader(relay: RelayProcess) -> None:
 
 @pytest.fixture(scope="module")
 def impatient(launch: StartRelay) -> RelayProcess:
-    return launch(limits={"header_timeout": "1s", "idle_timeout": "3s"})
+    return launch(limits={"header_timeout": "1s", "idle_timeout": "1s"})
 
 
 async def test_an_h3_client_without_credit_is_given_up(impatient: RelayProcess) -> None:

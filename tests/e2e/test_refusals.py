@@ -8,7 +8,7 @@ import pytest
 from peers.h1 import H1Session
 from peers.matrix import STREAMED, TRANSPORTS, connect, success
 from peers.model import TOKEN, Answer, Request, path_to, tunnel_request
-from peers.process import RelayProcess
+from peers.process import RelayProcess, StartRelay
 from peers.target import BlackHole, Target, echo, unused_port
 
 TCP = "connect-tcp-12"
@@ -249,9 +249,15 @@ async def test_connection_refused(relay: RelayProcess, transport: str, protocol:
         shows(await session.ask(tunnel_request(protocol, "127.0.0.1", unused_port())), 502, "connection_refused")
 
 
-async def test_connection_timeout(relay: RelayProcess, transport: str, protocol: str) -> None:
+@pytest.fixture(scope="module")
+def hasty(launch: StartRelay) -> RelayProcess:
+    """A relay that gives a target half a second."""
+    return launch(egress={"dial_timeout": "500ms"})
+
+
+async def test_connection_timeout(hasty: RelayProcess, transport: str, protocol: str) -> None:
     with BlackHole() as hole:
-        async with await connect(relay, transport) as session:
+        async with await connect(hasty, transport) as session:
             shows(await session.ask(tunnel_request(protocol, "127.0.0.1", hole.port)), 504, "connection_timeout")
 
 
@@ -266,9 +272,9 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "status", "error", "rcode"), NAMES)
 async def test_names_that_do_not_resolve(
-    relay: RelayProcess, transport: str, protocol: str, name: str, status: int, error: str, rcode: str | None
+    hasty: RelayProcess, transport: str, protocol: str, name: str, status: int, error: str, rcode: str | None
 ) -> None:
-    async with await connect(relay, transport) as session:
+    async with await connect(hasty, transport) as session:
         answer = await session.ask(tunnel_request(protocol, name, 80))
         shows(answer, status, error)
         if rcode is not None:

@@ -106,8 +106,14 @@ async def test_expect_is_answered_at_once_and_then_finally(relay: RelayProcess, 
                     await asyncio.wait([pending], timeout=0.02)
             assert [answer.status for answer in tunnel.interim] == [100]
             assert not pending.done()
-            answer = await pending
-            assert answer.status == 504
+
+            async def take(connection: Connection) -> None:
+                await connection.recv()
+
+            doorman = asyncio.create_task(hole.admit(take))
+            assert (await pending).status == success(transport, protocol)
+            doorman.cancel()
+            await asyncio.gather(doorman, return_exceptions=True)
             assert [answer.status for answer in tunnel.interim] == [100]
 
 

@@ -278,7 +278,7 @@ async def test_rapid_reset(flooded: RelayProcess, transport: str) -> None:
 async def test_tunnels_that_opened_may_be_reset_without_end(relay: RelayProcess, transport: str) -> None:
     # Resetting a tunnel is how a client says RST: thousands on one connection are normal life.
     async with Target(echo) as target, await connect(relay, transport) as session:
-        for _ in range(15):
+        for _ in range(11):
             tunnels = [await session.open(tunnel_request(TCP, target.host, target.port)) for _ in range(100)]
             for tunnel in tunnels:
                 assert (await tunnel.answer()).status == 200
