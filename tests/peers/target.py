@@ -158,6 +158,10 @@ class BlackHole:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the sockets back."""
         for filler in self.fillers:
             filler.close()
         for connection in self.admitted:
