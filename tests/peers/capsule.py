@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 DATA_TYPES = {"connect-tcp-12": (0x2028D7F2, 0x2028D7F3), "connect-tcp-07": (0x2028D7F0, 0x2028D7F1)}
 MAX = (1 << 62) - 1
 
@@ -42,15 +40,6 @@ def capsule(
 def grease(n: int) -> int:
     """The n-th reserved capsule type."""
     return 0x29 * n + 0x17
-
-
-@dataclass
-class Capsule:
-    """A capsule whose value may still be arriving."""
-
-    kind: int
-    length: int
-    value: bytearray
 
 
 class Decoder:
