@@ -15,7 +15,6 @@ from peers.model import Request
 from peers.process import RelayProcess, StartRelay, until
 from peers.wire import TcpWire, TlsWire, Wire
 
-MIB = 1 << 20
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -50,8 +49,19 @@ async def test_answers_that_nobody_reads_are_given_up(impatient: RelayProcess, t
 
 async def stuck(flow: Flow) -> asyncio.Task[None]:
     """An upload that moves no more, for its target does not read."""
-    sender = asyncio.create_task(flow.write(bytes(16 * MIB), 65536))
-    await asyncio.wait([sender], timeout=0.4)
+    pieces = 0
+
+    async def upload() -> None:
+        nonlocal pieces
+        while True:
+            await flow.write(bytes(65536))
+            pieces += 1
+
+    sender, before = asyncio.create_task(upload()), -1
+    while pieces > before:
+        before = pieces
+        await asyncio.wait([sender], timeout=0.3)
+    assert not sender.done()
     return sender
 
 
