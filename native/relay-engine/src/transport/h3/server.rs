@@ -280,7 +280,7 @@ async fn request(
         Ok(Ok(Some(head))) => {
             let exchange = H3Exchange {
                 head_only: head.method == "HEAD",
-                send,
+                send: Unanswered(Some(send)),
                 recv,
                 quic: connection.quic.clone(),
                 decoder,
@@ -311,7 +311,9 @@ async fn request(
                 "Request Header Fields Too Large",
                 "the request head is too large",
             );
-            answer(&mut send, session::refusal(&reject, None, &[]), false).await;
+            let refusal = session::refusal(&reject, None, &[]);
+            let answering = answer(Unanswered(Some(send)), refusal, false);
+            let _ = timeout(limit, answering).await;
             let _ = recv.stop(number(Code::NO_ERROR));
         }
         //= rfc9114 §4.1.2 malformed-request
@@ -410,10 +412,29 @@ fn datagram(connection: &Connection, frame: &[u8]) {
     }
 }
 
+/// The sending direction of a request that has no complete answer yet: reset when it is given up.
+struct Unanswered(Option<quinn::SendStream>);
+
+impl Unanswered {
+    /// The stream, unless the answer is complete.
+    fn stream(&mut self) -> Result<&mut quinn::SendStream, Gone> {
+        self.0.as_mut().ok_or(Gone)
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        // Dropped as it is, the stream would end cleanly, perhaps in the middle of a frame.
+        if let Some(mut send) = self.0.take() {
+            let _ = send.reset(number(Code::REQUEST_CANCELLED));
+        }
+    }
+}
+
 struct H3Exchange {
     /// An answer has no content (RFC 9110 §9.3.2).
     head_only: bool,
-    send: quinn::SendStream,
+    send: Unanswered,
     recv: quinn::RecvStream,
     quic: quinn::Connection,
     decoder: Decoder,
@@ -436,25 +457,21 @@ async fn write_head(
     send.write_chunk(head.into()).await.map_err(|_| Gone)
 }
 
-async fn answer(send: &mut quinn::SendStream, mut refusal: Refusal, head_only: bool) {
+async fn answer(mut send: Unanswered, mut refusal: Refusal, head_only: bool) -> Result<(), Gone> {
+    let stream = send.stream()?;
     let length = HeaderValue::from(refusal.body.len());
     refusal.fields.push((http::header::CONTENT_LENGTH, length));
-    if write_head(send, refusal.status, &refusal.fields)
-        .await
-        .is_err()
-    {
-        return;
-    }
+    write_head(stream, refusal.status, &refusal.fields).await?;
     if !head_only {
         let mut header = [0; frame::MAX_DATA_HEADER];
         let size = data_header(refusal.body.len() as u64, &mut header);
         let header = Bytes::copy_from_slice(&header[..size]);
         let chunks = &mut [header, refusal.body];
-        if send.write_all_chunks(chunks).await.is_err() {
-            return;
-        }
+        stream.write_all_chunks(chunks).await.map_err(|_| Gone)?;
     }
-    let _ = send.finish();
+    stream.finish().map_err(|_| Gone)?;
+    send.0 = None;
+    Ok(())
 }
 
 impl Exchange for H3Exchange {
@@ -462,11 +479,11 @@ impl Exchange for H3Exchange {
     type Send = H3Send;
 
     async fn proceed(&mut self) -> Result<(), Gone> {
-        write_head(&mut self.send, 100, &[]).await
+        write_head(self.send.stream()?, 100, &[]).await
     }
 
     async fn refuse(mut self, refusal: Refusal) {
-        answer(&mut self.send, refusal, self.head_only).await;
+        let _ = answer(self.send, refusal, self.head_only).await;
         //= connect-tcp §4.1 discard-optimistic
         // Optimistic bytes are dropped; the answer is complete without them.
         let _ = self.recv.stop(number(Code::NO_ERROR));
@@ -477,7 +494,8 @@ impl Exchange for H3Exchange {
         fields: Vec<(HeaderName, HeaderValue)>,
         _: Option<&str>,
     ) -> Result<(H3Recv, H3Send), Gone> {
-        write_head(&mut self.send, 200, &fields).await?;
+        write_head(self.send.stream()?, 200, &fields).await?;
+        let send = self.send.0.take().ok_or(Gone)?;
         let recv = H3Recv::new(
             self.recv,
             self.quic,
@@ -485,7 +503,7 @@ impl Exchange for H3Exchange {
             self.early,
             self.verdict.clone(),
         );
-        Ok((recv, H3Send::new(self.send, self.verdict)))
+        Ok((recv, H3Send::new(send, self.verdict)))
     }
 
     async fn gone(&mut self) -> Gone {
@@ -502,8 +520,11 @@ impl Exchange for H3Exchange {
             }
             std::future::pending::<()>().await;
         };
+        let Ok(send) = self.send.stream() else {
+            return Gone;
+        };
         let stopped = async {
-            if let Ok(None) = self.send.stopped().await {
+            if let Ok(None) = send.stopped().await {
                 std::future::pending::<()>().await;
             }
         };
@@ -512,8 +533,9 @@ impl Exchange for H3Exchange {
             () = stopped => {}
             () = self.verdict.condemned() => {
                 let code = number(Code::DATAGRAM_ERROR);
-                let _ = self.send.reset(code);
+                let _ = send.reset(code);
                 let _ = self.recv.stop(code);
+                self.send.0 = None;
             }
         }
         Gone

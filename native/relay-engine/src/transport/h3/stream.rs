@@ -182,6 +182,9 @@ impl RecvHalf for H3Recv {
     }
 
     fn lost(&mut self) -> bool {
+        if self.connection.close_reason().is_some() {
+            return true;
+        }
         match self.stream.read_chunk(1, true).now_or_never() {
             Some(Ok(Some(chunk))) => {
                 self.early.push(chunk.bytes);
