@@ -6,6 +6,7 @@
 pub mod code;
 pub mod control;
 pub mod datagram;
+pub mod exchange;
 pub mod frame;
 pub mod message;
 pub mod qpack;
