@@ -10,6 +10,7 @@ use super::path::{Link, Path};
 use super::plan::{Plan, Work};
 use super::report::Report;
 use super::{Failure, Progress, usage};
+use crate::config::Http;
 
 struct Idle;
 
@@ -57,9 +58,12 @@ pub(super) fn run(
     report.put("relay_pss_start", start.pss);
     report.put("relay_pss_connected", prepared.pss);
     report.put("relay_pss_end", end.pss);
+    // Over HTTP/1.1 a tunnel is its connection.
+    let shared = plan.route.http.is_some_and(|it| it.http() != Http::H1);
+    let connected = prepared.pss.filter(|_| shared);
     report.put(
         "pss_per_connection",
-        grown(start.pss, prepared.pss, plan.connections),
+        grown(start.pss, connected, plan.connections),
     );
     report.put("pss_per_tunnel", grown(prepared.pss, end.pss, opened));
     Ok(report.finish())

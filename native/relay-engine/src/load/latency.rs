@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 
-use super::drive::{Share, Workload, drive};
+use super::drive::{Share, Workload, all, drive};
 
 use super::path::{Link, Path, PathReceiver, PathSender};
 use super::plan::{Plan, Work};
@@ -93,30 +92,40 @@ impl Workload for Latency {
             tunnels: paths.len() as u64,
         };
         let due: Vec<Rc<Due>> = paths.iter().map(|_| Rc::default()).collect();
-        let mut senders = JoinSet::new();
-        let mut receivers = JoinSet::new();
-        for (tunnel, path) in (0..).zip(std::mem::take(paths)) {
-            let due = due[tunnel as usize].clone();
-            senders.spawn_local(send(path.sender, due, table, tunnel, size));
-            let progress = share.progress.clone();
-            receivers.spawn_local(receive(path.receiver, table, tunnel, size, progress));
-        }
-        let late = pace(&table, &due).await?;
+        let tunnels = (0..).zip(std::mem::take(paths)).map(|(tunnel, path)| {
+            let (due, progress) = (due[tunnel as usize].clone(), share.progress.clone());
+            exchange(path, due, table, tunnel, size, progress)
+        });
+        let (late, answers) = tokio::try_join!(pace(&table, &due), all(tunnels))?;
         let mut tally = Tally {
             answers: histogram()?,
             late,
             unanswered: 0,
         };
-        while let Some(sender) = senders.join_next().await {
-            sender??;
-        }
-        while let Some(answers) = receivers.join_next().await {
-            let (answers, unanswered) = answers??;
+        for (answers, unanswered) in answers {
             tally.answers.add(&answers)?;
             tally.unanswered += unanswered;
         }
         Ok(tally)
     }
+}
+
+/// All messages of one tunnel: the times of its answers, and how many never came.
+async fn exchange(
+    mut path: Path,
+    due: Rc<Due>,
+    table: Timetable,
+    tunnel: u64,
+    size: usize,
+    progress: Arc<Progress>,
+) -> Result<(Histogram<u64>, u64), Failure> {
+    let send = send(&mut path.sender, due, table, tunnel, size);
+    let receive = receive(&mut path.receiver, table, tunnel, size, progress);
+    let ((), (answers, unanswered)) = tokio::try_join!(send, receive)?;
+    if unanswered == 0 {
+        path.end().await?;
+    }
+    Ok((answers, unanswered))
 }
 
 /// Lets messages go when they are due; how late that was.
@@ -141,7 +150,7 @@ async fn pace(table: &Timetable, due: &[Rc<Due>]) -> Result<Histogram<u64>, Fail
 }
 
 async fn send(
-    mut sender: PathSender,
+    sender: &mut PathSender,
     due: Rc<Due>,
     table: Timetable,
     tunnel: u64,
@@ -158,7 +167,7 @@ async fn send(
             sender.send(&message).await?;
             sent += 1;
         }
-        sender.finish().await
+        Ok(())
     };
     let limit = table.due(table.messages) + GRACE;
     // What could not be sent is unanswered, which the other direction tells.
@@ -169,7 +178,7 @@ async fn send(
 
 /// Times of a tunnel's answers, and how many never came: those count as they stand.
 async fn receive(
-    mut receiver: PathReceiver,
+    receiver: &mut PathReceiver,
     table: Timetable,
     tunnel: u64,
     size: usize,
