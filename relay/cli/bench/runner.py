@@ -33,8 +33,8 @@ def _amount(kind: str, done: int) -> str:
 class Line:
     """One line on a terminal that is written over; nothing where there is no terminal."""
 
-    def __init__(self, wanted: bool) -> None:
-        self._on = wanted and sys.stderr.isatty()
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty()
 
     def show(self, text: str) -> None:
         if self._on:
