@@ -147,8 +147,8 @@ def from_debian(cache: Path, name: str, *packages: str) -> Unpacked:
     return Unpacked(root)
 
 
-def from_go(cache: Path, source: Path, program: str) -> Path:
-    """Builds the Go module in `source`, whose go.mod pins what it needs, in the cache."""
+def from_go(cache: Path, source: Path, program: str, package: str = ".") -> Path:
+    """Builds a package of the Go module in `source`, whose go.mod pins what it needs, in the cache."""
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if go is None:
         raise BenchError("not installed: needs Go")
@@ -162,6 +162,6 @@ def from_go(cache: Path, source: Path, program: str) -> Path:
         for path in files:
             shutil.copy(path, home)
         run([go, "mod", "tidy"], cwd=home)
-        run([go, "build", "-trimpath", "-o", program, "."], cwd=home)
+        run([go, "build", "-trimpath", "-o", program, package], cwd=home)
         stamp.write_text(text)
     return home / program
