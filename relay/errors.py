@@ -32,3 +32,7 @@ class StartError(RelayError):
 
 class FramingError(RelayError, ValueError):
     """Bytes that break the rules of the capsule protocol or of connect-tcp."""
+
+
+class BenchError(RelayError):
+    """A measurement that could not be made, in one line."""

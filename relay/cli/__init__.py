@@ -9,6 +9,7 @@ import click
 
 from relay import __version__, _native
 from relay.cli.auth import auth
+from relay.cli.bench import bench
 from relay.cli.check import check
 from relay.cli.serve import serve
 from relay.errors import ConfigError, RelayError, StartError
@@ -39,6 +40,7 @@ def cli() -> None:
 cli.add_command(serve)
 cli.add_command(check)
 cli.add_command(auth)
+cli.add_command(bench)
 
 
 def _fail(lines: Iterable[str], code: int) -> NoReturn:

@@ -13,6 +13,7 @@ mod engine;
 pub mod fuzzing;
 mod hook;
 mod listener;
+pub mod load;
 pub mod metrics;
 pub mod policy;
 pub mod pool;

@@ -6,6 +6,7 @@ mod bridge;
 mod buffer;
 mod codec;
 mod engine;
+mod load;
 mod logs;
 mod secrets;
 mod table;
@@ -26,6 +27,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::engine::{Engine, check_tls, throwaway_certificate};
+    #[pymodule_export]
+    use crate::load::{Load, serve_origin};
     #[pymodule_export]
     use crate::logs::log_to_stderr;
     #[pymodule_export]

@@ -1,15 +1,20 @@
-//! Load for benchmarks: bulk transfers through one tunnel, and the origin behind it.
+//! The load client of [`relay_engine::load`] without Python, for benchmarks of the engine alone.
 //!
 //! `relay-load origin` is the source and sink, a process of its own so that its CPU time is not the client's.
-//! `relay-load bulk …` moves bytes through one tunnel and tells time, CPU seconds and memory as one line.
+//! `relay-load bulk …` moves bytes through one tunnel and tells time, CPU seconds and memory as one line. `relay bench` does more.
 
-mod bulk;
 mod options;
-mod origin;
-mod pattern;
-mod usage;
 
-use std::process::ExitCode;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+
+use options::Options;
+use relay_engine::load::{
+    Direction, Failure, Mode, Origin, Plan, Progress, Route, Transport, Work, failed, run, usage,
+};
+use serde_json::Value;
 
 const HELP: &str = "usage: relay-load origin [--address IP:PORT]
        relay-load bulk --proxy IP:PORT --mode h1|h1tls|h2|h2c|h3|tcp [--form connect|connect-tcp]
@@ -23,19 +28,168 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let command = arguments.next();
     let result = match command.as_deref() {
-        Some("origin") => options::Options::parse(arguments).and_then(|it| origin::run(&it)),
-        Some("bulk") => options::Options::parse(arguments).and_then(|it| bulk::run(&it)),
+        Some("origin") => Options::parse(arguments).and_then(|it| origin(&it)),
+        Some("bulk") => Options::parse(arguments).and_then(|it| bulk(&it)),
         Some("--help" | "-h" | "help") => {
             println!("{HELP}");
             return ExitCode::SUCCESS;
         }
-        _ => Err(options::usage(HELP)),
+        _ => Err(usage(HELP)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("relay-load: {}", failure.message);
-            ExitCode::from(failure.exit_code)
+            ExitCode::from(if failure.usage { 2 } else { 1 })
         }
     }
+}
+
+/// Serves until the process is ended; the first line of output is the address.
+fn origin(options: &Options) -> Result<(), Failure> {
+    let address = options
+        .get("address")?
+        .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+    println!("{}", Origin::start(address)?.address());
+    loop {
+        std::thread::park();
+    }
+}
+
+/// An origin that was started for this run.
+struct OwnOrigin {
+    process: Child,
+}
+
+impl OwnOrigin {
+    fn start() -> Result<(Self, SocketAddr), Failure> {
+        let program = std::env::current_exe()?;
+        let mut process = Command::new(program)
+            .arg("origin")
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        if let Some(output) = process.stdout.take() {
+            BufReader::new(output).read_line(&mut line)?;
+        }
+        let origin = Self { process };
+        let address = line.trim().parse();
+        Ok((
+            origin,
+            address.map_err(|_| failed("the origin did not start"))?,
+        ))
+    }
+}
+
+impl Drop for OwnOrigin {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn bulk(options: &Options) -> Result<(), Failure> {
+    let (_own, origin) = match options.get("origin")? {
+        Some(address) => (None, address),
+        None => OwnOrigin::start().map(|(own, address)| (Some(own), address))?,
+    };
+    let mut report = run(plan(options, origin)?, &Arc::new(Progress::default()))?;
+    // Here the mode is the transport, and what is asked for is the form.
+    let http = report.remove("http").filter(|http| !http.is_null());
+    let form = report.insert("mode".to_owned(), http.unwrap_or_else(|| "tcp".into()));
+    report.insert("form".to_owned(), form.unwrap_or_default());
+    if options.has("json") {
+        println!("{}", Value::Object(report));
+        return Ok(());
+    }
+    let number = |name: &str| match report.get(name).and_then(Value::as_f64) {
+        Some(number) => format!("{number:.2}"),
+        None => "-".to_owned(),
+    };
+    println!(
+        "{} Gbit/s, relay {} s/GB, client {} s/GB{}",
+        number("gbit_s"),
+        number("relay_s_per_gb"),
+        number("client_s_per_gb"),
+        if options.has("verify") {
+            ", verified"
+        } else {
+            ""
+        },
+    );
+    Ok(())
+}
+
+fn plan(options: &Options, origin: SocketAddr) -> Result<Plan, Failure> {
+    let proxy: Option<SocketAddr> = options.get("proxy")?;
+    let http = match options.need::<String>("mode")?.as_str() {
+        "h1" => Some(Transport::H1),
+        "h1tls" => Some(Transport::H1tls),
+        "h2" => Some(Transport::H2),
+        "h2c" => Some(Transport::H2c),
+        "h3" => Some(Transport::H3),
+        "tcp" => None,
+        other => {
+            return Err(usage(format_args!(
+                "--mode: {other} is not one of h1 h1tls h2 h2c h3 tcp"
+            )));
+        }
+    };
+    let mode = match (http, options.text("form").unwrap_or("connect-tcp")) {
+        (None, _) => Mode::Direct,
+        (_, "connect") => Mode::Connect,
+        (_, "connect-tcp") => Mode::ConnectTcp,
+        (_, other) => {
+            return Err(usage(format_args!(
+                "--form: {other} is neither connect nor connect-tcp"
+            )));
+        }
+    };
+    let direction = match options.text("direction").unwrap_or("down") {
+        "down" => Direction::Down,
+        "up" => Direction::Up,
+        other => {
+            return Err(usage(format_args!(
+                "--direction: {other} is neither down nor up"
+            )));
+        }
+    };
+    let roots = if http.is_some_and(Transport::secure) {
+        let file: String = options.need("ca")?;
+        let pem = std::fs::read_to_string(&file);
+        Some(pem.map_err(|error| failed(format_args!("{file}: {error}")))?)
+    } else {
+        None
+    };
+    let target = match http {
+        None => proxy.unwrap_or(origin),
+        Some(_) => origin,
+    };
+    // 1e9 is easier to type than to count.
+    let bytes = options.get::<f64>("bytes")?.unwrap_or(1e9) as u64;
+    Ok(Plan {
+        work: Work::Bulk {
+            direction,
+            bytes,
+            verify: options.has("verify"),
+        },
+        route: Route {
+            mode,
+            http,
+            proxy,
+            authority: options.text("authority").map(str::to_owned),
+            target_host: target.ip().to_string(),
+            target_port: target.port(),
+            roots,
+            resume: false,
+            credentials: options.text("token").map(|token| format!("Bearer {token}")),
+            template: None,
+            profile: None,
+        },
+        connections: 1,
+        streams: 1,
+        threads: 1,
+        timeout: options.get("timeout")?.unwrap_or(180.0),
+        pids: options.get("pid")?.into_iter().collect(),
+    })
 }

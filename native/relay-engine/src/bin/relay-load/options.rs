@@ -2,36 +2,7 @@
 
 use std::collections::HashMap;
 
-/// Why the program ends: the line to print and the exit code.
-#[derive(Debug)]
-pub struct Failure {
-    /// One line for people.
-    pub message: String,
-    /// 1 = failed while running, 2 = bad usage.
-    pub exit_code: u8,
-}
-
-impl<E: std::error::Error> From<E> for Failure {
-    fn from(error: E) -> Self {
-        failed(error)
-    }
-}
-
-/// A failure while running.
-pub fn failed(message: impl std::fmt::Display) -> Failure {
-    Failure {
-        message: message.to_string(),
-        exit_code: 1,
-    }
-}
-
-/// A failure of the command line.
-pub fn usage(message: impl std::fmt::Display) -> Failure {
-    Failure {
-        message: message.to_string(),
-        exit_code: 2,
-    }
-}
+use relay_engine::load::{Failure, usage};
 
 const SWITCHES: [&str; 2] = ["verify", "json"];
 const VALUES: [&str; 12] = [

@@ -4,16 +4,16 @@ use sha2::{Digest, Sha256};
 
 /// An endless stream of pseudo-random bytes, the same in each process.
 #[derive(Debug)]
-pub struct Pattern(u64);
+pub(super) struct Pattern(u64);
 
 impl Pattern {
     /// The start of the stream.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(0x9e37_79b9_7f4a_7c15)
     }
 
     /// The next bytes. Pieces must be multiples of eight, but for the last.
-    pub fn fill(&mut self, out: &mut [u8]) {
+    pub(super) fn fill(&mut self, out: &mut [u8]) {
         for piece in out.chunks_mut(8) {
             self.0 ^= self.0 << 13;
             self.0 ^= self.0 >> 7;
@@ -23,7 +23,7 @@ impl Pattern {
     }
 
     /// SHA-256 of the first `length` bytes of the stream.
-    pub fn digest(length: u64) -> [u8; 32] {
+    pub(super) fn digest(length: u64) -> [u8; 32] {
         let mut pattern = Self::new();
         let mut hash = Sha256::new();
         let mut block = vec![0; 1 << 20];

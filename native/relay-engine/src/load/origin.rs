@@ -1,0 +1,169 @@
+//! The far end of a tunnel: sends as many bytes as it is asked for, takes bytes and tells what it got, or sends back what comes.
+//!
+//! A connection begins with one byte. `s`, a length (64 bits) and a switch: that many bytes and FIN come back. `k` and a switch:
+//! everything up to FIN is taken, then its length (64 bits) and SHA-256 come back. The switch (0 or 1) asks for
+//! [`Pattern`] and hashing; without it the bytes mean nothing and the hash is zero. `e`: everything that follows comes back, up to
+//! FIN. Numbers are big-endian.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::pattern::Pattern;
+use super::usage::raise_descriptors;
+
+const BLOCK: usize = 256 << 10;
+/// Echoes are for small messages, and there may be thousands of them.
+const ECHO: usize = 8 << 10;
+/// Connections that wait to be accepted: a burst of them is what some loads are about.
+const BACKLOG: i32 = 4096;
+
+/// An origin that serves on a thread of its own until the process ends.
+#[derive(Debug)]
+pub struct Origin {
+    address: SocketAddr,
+}
+
+impl Origin {
+    /// Listens and serves; port 0 = any free one.
+    ///
+    /// # Errors
+    /// What the system says, e.g. that the port is taken.
+    pub fn start(address: SocketAddr) -> io::Result<Self> {
+        raise_descriptors();
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM.nonblocking(),
+            None,
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from(socket);
+        let address = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        thread::Builder::new()
+            .name("origin".into())
+            .spawn(move || runtime.block_on(accept(listener)))?;
+        Ok(Self { address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+async fn accept(listener: TcpListener) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!("origin: {error}");
+            return;
+        }
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(async move {
+                    if let Err(error) = serve(stream).await {
+                        tracing::debug!("origin: {error}");
+                    }
+                });
+            }
+            Err(error) => {
+                // Too few descriptors, most likely: others will end.
+                tracing::warn!("origin: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut command = [0];
+    if stream.read(&mut command).await? == 0 {
+        // Somebody only looked whether there is an origin.
+        return Ok(());
+    }
+    match command[0] {
+        b's' => {
+            let length = stream.read_u64().await?;
+            let verify = stream.read_u8().await? == 1;
+            source(&mut stream, length, verify).await?;
+        }
+        b'k' => {
+            let verify = stream.read_u8().await? == 1;
+            sink(&mut stream, verify).await?;
+        }
+        b'e' => echo(&mut stream).await?,
+        _ => {
+            return Err(io::Error::other(
+                "a connection began with an unknown command",
+            ));
+        }
+    }
+    stream.shutdown().await?;
+    // The other side's FIN: a close with bytes unread would be a RST.
+    while stream.read(&mut [0; 64]).await? > 0 {}
+    Ok(())
+}
+
+async fn source(stream: &mut TcpStream, length: u64, verify: bool) -> io::Result<()> {
+    let mut pattern = Pattern::new();
+    let mut block = vec![0; BLOCK];
+    pattern.fill(&mut block);
+    let mut fresh = true;
+    let mut rest = length;
+    while rest > 0 {
+        let size = usize::try_from(rest).unwrap_or(usize::MAX).min(BLOCK);
+        if verify && !std::mem::take(&mut fresh) {
+            pattern.fill(&mut block[..size]);
+        }
+        stream.write_all(&block[..size]).await?;
+        rest -= size as u64;
+    }
+    Ok(())
+}
+
+async fn sink(stream: &mut TcpStream, verify: bool) -> io::Result<()> {
+    let mut block = vec![0; BLOCK];
+    let mut hash = Sha256::new();
+    let mut length = 0u64;
+    loop {
+        match stream.read(&mut block).await? {
+            0 => break,
+            size => {
+                length += size as u64;
+                if verify {
+                    hash.update(&block[..size]);
+                }
+            }
+        }
+    }
+    let hash: [u8; 32] = if verify {
+        hash.finalize().into()
+    } else {
+        [0; 32]
+    };
+    stream
+        .write_all(&[&length.to_be_bytes()[..], &hash].concat())
+        .await
+}
+
+async fn echo(stream: &mut TcpStream) -> io::Result<()> {
+    let mut block = vec![0; ECHO];
+    loop {
+        match stream.read(&mut block).await? {
+            0 => return Ok(()),
+            size => stream.write_all(&block[..size]).await?,
+        }
+    }
+}
