@@ -121,7 +121,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bytes", type=float, help="payload of one run (default 1e9; very slow peers move a part)")
     parser.add_argument("--rounds", type=int, help="how often every cell runs (default 5)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_BYTES:.0e} bytes and {QUICK_ROUNDS} rounds")
-    parser.add_argument("--only", default="", help="cells whose name contains one of these, e.g. 'h3 connect-tcp,Envoy'")
+    parser.add_argument(
+        "--only", default="", help="cells whose name contains one of these, e.g. 'h3 connect-tcp,Envoy'"
+    )
     parser.add_argument("--peers", default="", help=f"which to start, of {','.join(ADAPTERS)} (default: all)")
     parser.add_argument("--verify", action="store_true", help="check hashes of every byte, one round, no table")
     parser.add_argument("--load", type=Path, help="a relay-load that is built already")
@@ -170,7 +172,9 @@ def report(found: results.Results, options: argparse.Namespace) -> None:
         print(f"{len(found.runs)} transfers of {options.bytes:.0f} bytes arrived with equal hashes")
         print(summary.memory(found))
         return
-    print("CPU seconds per 10^9 payload bytes: median of the rounds (best in brackets), next to the best peer and the floor\n")
+    print(
+        "CPU seconds per 10^9 payload bytes: median of the rounds (best in brackets), next to the best peer and the floor\n"
+    )
     print(summary.table(found))
     print("\n" + summary.floors(found))
     print("\n".join(["", *summary.marks(found)]))

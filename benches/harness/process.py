@@ -34,7 +34,11 @@ def parts(address: str) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], *, log: Path | None = None, environment: dict[str, str] | None = None, cwd: Path | None = None
+    command: Sequence[str],
+    *,
+    log: Path | None = None,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """A process in a session of its own, ended with the block. Standard output is a pipe, or goes to `log`."""
     with contextlib.ExitStack() as stack:

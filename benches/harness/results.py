@@ -56,11 +56,11 @@ class Results:
         return statistics.median(values) if values else None
 
     def floor(self, transport: str, direction: str) -> float | None:
-        """The sum of the medians of the parts that a relay needs."""
+        """The sum of the parts that a relay needs, each in its best round: noise only adds."""
         names = FLOORS.get(transport, {}).get(direction, ())
         if not names or any(not self.floors.get(name) for name in names):
             return None
-        return sum(statistics.median(self.floors[name]) for name in names)
+        return sum(min(self.floors[name]) for name in names)
 
     def best_peer(self, transport: str, direction: str) -> tuple[str, float] | None:
         """The peer, not this relay, with the lowest median."""

@@ -64,8 +64,8 @@ def figures(results: Results, key: tuple[str, str, str, str]) -> str:
 
 
 def floors(results: Results) -> str:
-    parts = [f"{name} {statistics.median(values):.2f}" for name, values in results.floors.items()]
-    return "floors, s/GB: " + ", ".join(parts)
+    parts = [f"{name} {min(values):.2f}" for name, values in results.floors.items()]
+    return "floors, best round, s/GB: " + ", ".join(parts)
 
 
 def against(results: Results, transport: str, other: str, direction: str) -> float | None:
@@ -75,9 +75,7 @@ def against(results: Results, transport: str, other: str, direction: str) -> flo
         best = results.best_peer(transport, direction)
         return best[1] if best else None
     medians = [
-        results.median(key)
-        for key in results.keys()
-        if key[0] == other and key[1] == transport and key[3] == direction
+        results.median(key) for key in results.keys() if key[0] == other and key[1] == transport and key[3] == direction
     ]
     return min((median for median in medians if median is not None), default=None)
 

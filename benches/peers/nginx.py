@@ -17,6 +17,7 @@ error_log stderr error;
 events {{ worker_connections 256; }}
 stream {{
     proxy_buffer_size 64k;
+    proxy_half_close on;
     server {{
         listen {clear};
         proxy_pass {origin};

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 from harness.cells import Cell
 from harness.process import free_address
@@ -10,9 +12,11 @@ from harness.process import free_address
 from .base import Site, Started, from_debian, version_of
 
 NAME = "Squid"
+#: User and group of that name in Debian.
+NOBODY = (65534, 65534)
 CONFIG = """
 http_port {clear}
-https_port {secure} tls-cert={certificate} tls-key={key}
+https_port {secure} tls-cert={home}/cert.pem tls-key={home}/key.pem
 acl CONNECT method CONNECT
 http_access allow CONNECT
 http_access deny all
@@ -24,10 +28,10 @@ cache_log {home}/cache.log
 cache_store_log none
 pid_filename none
 coredump_dir {home}
-mime_table {root}/usr/share/squid/mime.conf
-icon_directory {root}/usr/share/squid/icons
-error_directory {errors}
-unlinkd_program {root}/usr/lib/squid/unlinkd
+mime_table {home}/mime.conf
+icon_directory {home}
+error_directory {home}/errors
+unlinkd_program {home}/unlinkd
 pinger_enable off
 netdb_filename none
 visible_hostname localhost
@@ -36,27 +40,39 @@ shutdown_lifetime 1 seconds
 """
 
 
+def readable(site: Site, root: Path) -> Path:
+    """A home that Squid can read: started by root it becomes `nobody`, who sees neither the cache nor our files."""
+    home = site.home("squid")
+    share = root / "usr/share"
+    shutil.copy(share / "squid/mime.conf", home)
+    shutil.copy(site.certificate, home / "cert.pem")
+    shutil.copy(site.key, home / "key.pem")
+    shutil.copytree(next((share / "squid-langpack").glob("en")), home / "errors", symlinks=False)
+    shutil.copy(root / "usr/lib/squid/unlinkd", home)
+    if os.geteuid() == 0:
+        site.directory.chmod(0o711)
+        for path in [home, *home.rglob("*")]:
+            os.chown(path, *NOBODY)
+    return home
+
+
 def start(site: Site) -> Started:
     package = from_debian(site.cache, "squid", "squid-openssl")
     program = package.program("squid")
-    home = site.home("squid")
+    home = readable(site, package.root)
     clear, secure = free_address(), free_address()
-    texts = package.root / "usr/share/squid/errors/templates"
     config = home / "squid.conf"
     config.write_text(
         CONFIG.format(
             clear=clear,
             secure=secure,
-            certificate=site.certificate,
-            key=site.key,
             home=home,
-            root=package.root,
-            errors=texts,
-            # Started by root it would become `proxy`, which may not exist and may not read what we wrote.
-            user="cache_effective_user root" if os.geteuid() == 0 else "",
+            user="cache_effective_user nobody\ncache_effective_group nogroup" if os.geteuid() == 0 else "",
         )
     )
     # One process that stays in the foreground.
-    pid = site.serve([program, "-N", "-f", str(config)], [clear, secure], home, package.environment)
+    # Its shared memory is called by the service's name: one of our own.
+    command = [program, "-N", "-n", f"relaybench{os.getpid()}", "-f", str(config)]
+    pid = site.serve(command, [clear, secure], home, package.environment)
     cells = [Cell(NAME, "h1", "connect", clear, pid), Cell(NAME, "h1tls", "connect", secure, pid)]
     return Started(version_of([program, "-v"], r"Version ([\w.]+)", package.environment), cells)
