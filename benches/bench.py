@@ -1,9 +1,9 @@
 """Side by side: what a gigabyte costs this relay, its peers and the bare machine, by HTTP version, form and direction.
 
 Everything runs in one interleaved run: the cells of a round one after another, the floors with them, and the rounds
-repeated, so that a slow moment of the machine does not fall on one of them alone. Every run is one transfer of the load
-client (native/relay-engine/src/bin/relay-load) through one tunnel; the CPU of a proxy is that of its whole process tree.
-`--verify` checks the bytes by their hash instead of timing them, in the relay's own cells.
+repeated, so that a slow moment of the machine does not fall on one of them alone. Every run is one transfer of the
+load client (native/relay-engine/src/bin/relay-load) through one tunnel; the CPU of a proxy is that of its whole process
+tree. `--verify` checks the bytes by their hash instead of timing them, in the relay's own cells.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from harness.cells import DIRECTIONS, Cell, Load, Run
 from harness.process import BenchError, first_line, running
 from peers import ADAPTERS, capsule_relay
 from peers.base import Site, cache_directory
+
 from relay import _native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,9 +173,7 @@ def report(found: results.Results, options: argparse.Namespace) -> None:
         print(f"{len(found.runs)} transfers of {options.bytes:.0f} bytes arrived with equal hashes")
         print(summary.memory(found))
         return
-    print(
-        "CPU seconds per 10^9 payload bytes: median of the rounds (best in brackets), next to the best peer and the floor\n"
-    )
+    print("CPU seconds per 10^9 payload bytes: median of the rounds (best in brackets), next to best peer and floor\n")
     print(summary.table(found))
     print("\n" + summary.floors(found))
     print("\n".join(["", *summary.marks(found)]))

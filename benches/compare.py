@@ -1,8 +1,8 @@
-"""What changed between two results beyond noise: `compare.py BEFORE AFTER` (paths, or parts of names in benches/results).
+"""What changed between two results beyond noise: `compare.py BEFORE AFTER`, paths or parts of names in benches/results.
 
-For each cell that both have, the ratio of the medians and its 95 % interval (bootstrap over the rounds). A change is told
-as one only where the interval leaves out 1, the ranges from best round to median do not overlap, and the ratio is larger
-than the drift of the machine itself, which the floors of both runs show.
+For each cell that both have, the ratio of the medians and its 95 % interval (bootstrap over the rounds). A change is
+told as one only where the interval leaves out 1, the ranges from best round to median do not overlap, and the ratio is
+larger than the drift of the machine itself, which the floors of both runs show.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def compare(before: Results, after: Results, what: str) -> list[Change]:
     less = MEASURES[what][1]
     moved = abs(drift(before, after) - 1)
     changes = []
-    for key in before.keys():
+    for key in before.keys:
         old, new = before.values(key, what), after.values(key, what)
         if not old or not new or min(old) <= 0 or min(new) <= 0:
             continue
@@ -120,14 +120,12 @@ def main() -> int:
     for what, (unit, _) in MEASURES.items():
         changes = compare(before, after, what)
         shown = [change for change in changes if change.verdict or options.all]
-        print(
-            f"{unit}: {len(changes)} figures, {sum(change.verdict in ('better', 'WORSE') for change in changes)} changed"
-        )
+        told = sum(change.verdict in ("better", "WORSE") for change in changes)
+        print(f"{unit}: {len(changes)} figures, {told} changed")
         for change in shown:
             span = f"[{change.low:.2f}, {change.high:.2f}]"
-            print(
-                f"  {change.name}  {change.before:6.2f} → {change.after:6.2f}  × {change.ratio:.2f} {span}  {change.verdict}"
-            )
+            moved = f"{change.before:6.2f} → {change.after:6.2f}  × {change.ratio:.2f}"
+            print(f"  {change.name}  {moved} {span}  {change.verdict}")
     return 0
 
 

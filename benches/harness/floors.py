@@ -194,7 +194,10 @@ PARTS: dict[str, Callable[[int], float]] = {
     f"seal {PACKET} B": lambda _: aead(PACKET, opening=False),
     f"open {PACKET} B": lambda _: aead(PACKET, opening=True),
 }
-_TLS = {"down": ("TCP rx", "seal 16 KiB", "TCP tx"), "up": ("TCP rx", "open 16 KiB", "TCP tx")}
+_TLS: dict[str, tuple[str, ...]] = {
+    "down": ("TCP rx", "seal 16 KiB", "TCP tx"),
+    "up": ("TCP rx", "open 16 KiB", "TCP tx"),
+}
 #: Which parts a relay cannot do without, by transport and direction.
 FLOORS: dict[str, dict[str, tuple[str, ...]]] = {
     "h1": {"down": ("splice",), "up": ("splice",)},

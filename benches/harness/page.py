@@ -14,14 +14,20 @@ from .results import RELAY, Results
 
 WIDTH, LEFT, BAR, GAP = 860, 210, 18, 6
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2330; background: #fff; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { color: #1c2330; background: #fff }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem } h3 { font-size: 1rem; margin-bottom: .2rem }
 svg { width: 100%; height: auto; display: block } svg text { font: 12px system-ui, sans-serif; fill: #1c2330 }
-table { border-collapse: collapse } td, th { padding: .15rem .7rem .15rem 0; text-align: left; vertical-align: top; font-weight: normal }
+table { border-collapse: collapse }
+td, th { padding: .15rem .7rem .15rem 0; text-align: left; vertical-align: top; font-weight: normal }
 pre { font-size: 12px; overflow-x: auto } .muted { color: #667085 }
-.own { fill: #2463eb } .peer { fill: #9aa6b8 } .floor { stroke: #d1440c; stroke-dasharray: 4 3 } .spread { stroke: #1c2330 } .axis { stroke: #d5dae2 }
-@media (prefers-color-scheme: dark) { body { color: #e4e8ef; background: #12161d } svg text { fill: #e4e8ef } .own { fill: #6b9bff }
-.peer { fill: #566177 } .spread { stroke: #e4e8ef } .axis { stroke: #333c4a } .floor { stroke: #ff8a5c } .muted { color: #93a0b4 } }
+.own { fill: #2463eb } .peer { fill: #9aa6b8 } .axis { stroke: #d5dae2 } .spread { stroke: #1c2330 }
+.floor { stroke: #d1440c; stroke-dasharray: 4 3 }
+@media (prefers-color-scheme: dark) {
+body { color: #e4e8ef; background: #12161d } svg text { fill: #e4e8ef } .muted { color: #93a0b4 }
+.own { fill: #6b9bff } .peer { fill: #566177 } .axis { stroke: #333c4a } .spread { stroke: #e4e8ef }
+.floor { stroke: #ff8a5c }
+}
 """
 LINES = ("#2463eb", "#d1440c", "#0f9d6a", "#a23ec9")
 
@@ -51,7 +57,7 @@ def step(top: float) -> float:
 
 
 def bars(title: str, unit: str, found: Sequence[Bar], floor: float | None = None, cut: float | None = None) -> str:
-    """Horizontal bars: the median, with a line from the lowest round to the highest. What is beyond `cut` is cut off."""
+    """Horizontal bars: the median, with a line from the lowest round to the highest. Beyond `cut` bars are cut off."""
     top = max([bar.median for bar in found] + [floor or 0])
     top = min(top, cut) if cut else top
     if top <= 0:
@@ -82,17 +88,17 @@ def bars(title: str, unit: str, found: Sequence[Bar], floor: float | None = None
         out.append(f'<text x="{max(end, high) + 6:.1f}" y="{y + 13}">{bar.median:.2f}{beyond}</text>')
     if floor:
         x = LEFT + floor * scale
-        out.append(
-            f'<line class="floor" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 22}"><title>floor {floor:.2f}</title></line>'
-        )
+        line = f'<line class="floor" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 22}">'
+        out.append(f"{line}<title>floor {floor:.2f}</title></line>")
     return "".join([*out, "</svg>"])
 
 
 def chart(found: Results, transport: str, direction: str, what: str, unit: str, *, best_first: bool) -> str:
-    rows = []
-    for key in found.keys():
-        if key[1] == transport and key[3] == direction and (values := found.values(key, what)):
-            rows.append(Bar(f"{key[0]} {key[2]}", values, key[0] == RELAY))
+    rows = [
+        Bar(f"{key[0]} {key[2]}", values, key[0] == RELAY)
+        for key in found.keys
+        if key[1] == transport and key[3] == direction and (values := found.values(key, what))
+    ]
     if not rows:
         return ""
     rows.sort(key=lambda bar: bar.median, reverse=not best_first)
@@ -160,8 +166,8 @@ def render(past: Sequence[Results]) -> str:
     latest = past[-1]
     out = [f"<h1>Relay benchmark</h1>{facts(latest)}"]
     out.append(
-        "<p>Bars are medians of the rounds, the thin line reaches from the lowest round to the highest, the dashed line is the "
-        "floor: what the parts of relaying cost by themselves in the same run.</p>"
+        "<p>Bars are medians of the rounds, the thin line reaches from the lowest round to the highest, the dashed "
+        "line is the floor: what the parts of relaying cost by themselves in the same run.</p>"
     )
     for transport, name in TRANSPORTS.items():
         cost = [chart(latest, transport, one, "proxy_cost", "CPU s/GB", best_first=True) for one in DIRECTIONS]
@@ -176,8 +182,9 @@ def render(past: Sequence[Results]) -> str:
         out += [f"<h3>{escape(name)}</h3>{plot}" for name, plot in histories if plot]
     text = "\n".join([summary.table(latest), "", summary.floors(latest), "", *summary.marks(latest)])
     out.append(f"<h2>Table</h2><pre>{escape(text)}</pre>")
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>Relay benchmark</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(out)}</body></html>\n"
+    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'><title>Relay benchmark</title>"
+    body = "".join(out)
+    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
 
 
 def write(directory: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Processes under measurement: start, find, account for, end. Only what was started here is ever ended, by its number."""
+"""Processes under measurement: start, account for, end. Only what was started here is ever ended, by its number."""
 
 from __future__ import annotations
 

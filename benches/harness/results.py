@@ -42,6 +42,7 @@ class Results:
     runs: list[Run] = field(default_factory=list)
     path: Path | None = None
 
+    @property
     def keys(self) -> list[Key]:
         """Every cell and direction, in the order in which they ran."""
         return list(dict.fromkeys(run.key for run in self.runs))
@@ -66,7 +67,7 @@ class Results:
         """The peer, not this relay, with the lowest median."""
         medians = [
             (cost, key[0])
-            for key in self.keys()
+            for key in self.keys
             if key[0] != RELAY and key[1] == transport and key[3] == direction and (cost := self.median(key))
         ]
         return (min(medians)[1], min(medians)[0]) if medians else None

@@ -35,7 +35,7 @@ def table(results: Results) -> str:
     titles = f"{'s/GB':>5} {'(min)':>7} {'×peer':>6} {'×floor':>6} {'client':>6} {'Gbit/s':>6}"
     lines = [f"{'':35}" + "".join(f" │ {direction:<{len(titles)}}" for direction in DIRECTIONS)]
     lines.append(f"{'':35}" + f" │ {titles}" * len(DIRECTIONS))
-    rows = list(dict.fromkeys(key[:3] for key in results.keys()))
+    rows = list(dict.fromkeys(key[:3] for key in results.keys))
     order = list(TRANSPORTS)
     rows.sort(key=lambda row: order.index(row[1]))
     for transport, group in groupby(rows, key=lambda row: row[1]):
@@ -75,7 +75,7 @@ def against(results: Results, transport: str, other: str, direction: str) -> flo
         best = results.best_peer(transport, direction)
         return best[1] if best else None
     medians = [
-        results.median(key) for key in results.keys() if key[0] == other and key[1] == transport and key[3] == direction
+        results.median(key) for key in results.keys if key[0] == other and key[1] == transport and key[3] == direction
     ]
     return min((median for median in medians if median is not None), default=None)
 
@@ -109,4 +109,5 @@ def memory(results: Results) -> str:
     sizes = [run.proxy_rss for run in results.runs if run.peer == RELAY and run.proxy_rss]
     if not sizes:
         return ""
-    return f"relay memory: {sizes[0] / MIB:.1f} MiB after the first run, {max(sizes) / MIB:.1f} at most, {sizes[-1] / MIB:.1f} at the end"
+    first, most, last = (size / MIB for size in (sizes[0], max(sizes), sizes[-1]))
+    return f"relay memory: {first:.1f} MiB after the first run, {most:.1f} at most, {last:.1f} at the end"

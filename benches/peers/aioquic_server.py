@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from typing import Any
 
-from aioquic.asyncio import serve
+from aioquic._buffer import Buffer
 from aioquic.asyncio.protocol import QuicConnectionProtocol
-from aioquic.buffer import Buffer, encode_uint_var
+from aioquic.asyncio.server import serve
+from aioquic.buffer import encode_uint_var
 from aioquic.h3.connection import H3_ALPN, H3Connection
 from aioquic.h3.connection import Setting as H3Setting
 from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
@@ -101,7 +103,7 @@ class Relay(QuicConnectionProtocol):
 
     http: H3Connection | None = None
 
-    def __init__(self, *arguments: object, **options: object) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.tunnels: dict[int, Tunnel] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -109,8 +111,8 @@ class Relay(QuicConnectionProtocol):
     def quic_event_received(self, event: QuicEvent) -> None:
         if isinstance(event, ProtocolNegotiated):
             self.http = Connection(self._quic)
-        if isinstance(event, StreamReset) and (tunnel := self.tunnels.get(event.stream_id)):
-            tunnel.inbox.put_nowait((b"", True))
+        if isinstance(event, StreamReset) and (reset := self.tunnels.get(event.stream_id)):
+            reset.inbox.put_nowait((b"", True))
         if self.http is not None:
             for item in self.http.handle_event(event):
                 self.handle(item)
@@ -125,12 +127,12 @@ class Relay(QuicConnectionProtocol):
             else:
                 host, port = fields[b":path"].decode().strip("/").split("/")[-2:]
                 types = PROFILES[protocol]
-            tunnel = self.tunnels[item.stream_id] = Tunnel(self, item.stream_id, types)
-            task = asyncio.ensure_future(tunnel.run(host, int(port)))
+            opened = self.tunnels[item.stream_id] = Tunnel(self, item.stream_id, types)
+            task = asyncio.ensure_future(opened.run(host, int(port)))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
             if item.stream_ended:
-                tunnel.inbox.put_nowait((b"", True))
+                opened.inbox.put_nowait((b"", True))
         elif isinstance(item, DataReceived) and (tunnel := self.tunnels.get(item.stream_id)):
             tunnel.inbox.put_nowait((item.data, item.stream_ended))
 

@@ -1,7 +1,7 @@
 """HAProxy (Debian) as a TCP proxy: spliced in cleartext, and as the end of TLS.
 
-It does not act as a CONNECT proxy by itself. In the TLS cell it ends TLS in TCP mode, and a cleartext CONNECT proxy behind
-it, whose CPU is not counted, answers the CONNECT: HAProxy moves the same bytes and does the same cryptography.
+It does not act as a CONNECT proxy by itself. In the TLS cell it ends TLS in TCP mode, and a cleartext CONNECT proxy
+behind it, whose CPU is not counted, answers the CONNECT: HAProxy moves the same bytes and does the same cryptography.
 """
 
 from __future__ import annotations
