@@ -98,6 +98,10 @@ bench: tools $(VENV)/.shipped $(VENV)/.bench ## relay, peers and floors side by 
 	PYTHONPATH=benches $(VENV)/bin/python benches/bench.py $(BENCH_ARGS)
 	@$(MAKE) bench-codec
 
+.PHONY: bench-wire
+bench-wire: tools $(VENV)/.shipped ## over a veth pair at MTU 1500: offloads, delay, loss (needs root; BENCH_ARGS)
+	PYTHONPATH=benches $(VENV)/bin/python benches/wire.py $(BENCH_ARGS)
+
 .PHONY: bench-compare
 bench-compare: $(VENV)/.dependencies ## what changed beyond noise between two results (A=… B=…; else the last two)
 	@PYTHONPATH=benches $(VENV)/bin/python benches/compare.py $(A) $(B)

@@ -78,10 +78,12 @@ class Load:
     origin: str
     certificate: Path
     timeout: float = 120
+    #: Stands before the command, e.g. to run it in another network namespace.
+    prefix: tuple[str, ...] = ()
 
     def measure(self, cell: Cell, direction: str, number: int, size: float, *, verify: bool = False) -> Run:
         command = [
-            *(str(self.program), "bulk", "--json", "--direction", direction),
+            *(*self.prefix, str(self.program), "bulk", "--json", "--direction", direction),
             *("--bytes", str(max(int(size * cell.share), 1)), "--origin", self.origin),
             *("--mode", cell.mode or cell.transport, "--timeout", str(self.timeout), *cell.arguments),
         ]

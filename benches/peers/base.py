@@ -116,7 +116,7 @@ class Unpacked:
     root: Path
 
     def program(self, name: str) -> str:
-        for folder in ("usr/sbin", "usr/bin"):
+        for folder in ("usr/sbin", "usr/bin", "sbin", "bin"):
             if (self.root / folder / name).exists():
                 return str(self.root / folder / name)
         raise BenchError(f"not installed: {name} is not in the package")

@@ -6,6 +6,7 @@ import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cells import Cell
@@ -37,11 +38,15 @@ access = "access.log"
 """
 
 
-def launch(stack: contextlib.ExitStack, home: Path, text: str) -> tuple[int, dict[str, str]]:
+def launch(
+    stack: contextlib.ExitStack, home: Path, text: str, prefix: Sequence[str] = ()
+) -> tuple[int, dict[str, str]]:
     """A relay with this configuration: its process number and its addresses by scheme."""
     config = home / "relay.toml"
     config.write_text(text)
-    process = stack.enter_context(running([sys.executable, "-m", "relay", "serve", "-c", str(config)], cwd=home))
+    process = stack.enter_context(
+        running([*prefix, sys.executable, "-m", "relay", "serve", "-c", str(config)], cwd=home)
+    )
     line = first_line(process, "the relay")
     addresses = dict(re.findall(r"(https?)://([\d.]+:\d+)/", line))
     if not addresses:
