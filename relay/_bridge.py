@@ -27,6 +27,8 @@ _log = logging.getLogger("relay.hook")
 
 #: Workers that are kept for the next batch.
 _SPARE = 16
+#: Answer instead of a status: no decision could be had. The client gets 503, and the next one asks again.
+_FAILED = 1
 #: Threads for plain functions.
 _THREADS = 32
 
@@ -88,7 +90,7 @@ class DecisionBridge:
         now = self._loop.time()
         questions = [(entry[0], TunnelRequest(*entry[1:]), now + self._timeout) for entry in self.native.take()]
         if self._hook is None or self._closed:
-            self.native.answer_all([(number, 503, "no policy hook is set") for number, _, _ in questions])
+            self.native.answer_all([(number, _FAILED, "no policy hook is set") for number, _, _ in questions])
         elif self._asynchronous:
             self._waiting.extend(questions)
             self._call_worker()
@@ -103,11 +105,11 @@ class DecisionBridge:
     def _run_plain(self, hook: Decide, question: _Question) -> None:
         number, request, deadline = question
         if self._loop.time() > deadline:
-            self.native.answer(number, 503, "the policy hook gave no answer in time")
+            self.native.answer(number, _FAILED, "the policy hook gave no answer in time")
             return
         try:
             status, reason = self._judge(hook(request))
-        except Exception as error:
+        except BaseException as error:
             status, reason = self._failure(error)
         self.native.answer(number, status, reason)
 
@@ -131,7 +133,7 @@ class DecisionBridge:
                     status, reason = await self._ask(request, deadline)
                 except BaseException:
                     # This worker was cancelled from outside; nothing may wait for it.
-                    self._answers.append((number, 503, "the policy hook was cancelled"))
+                    self._answers.append((number, _FAILED, "the policy hook was cancelled"))
                     self._flush()
                     if self._waiting and not self._closed:
                         self._call_worker()
@@ -152,7 +154,7 @@ class DecisionBridge:
     async def _ask(self, request: TunnelRequest, deadline: float) -> tuple[int, str]:
         hook = self._hook
         if hook is None or self._loop.time() > deadline:
-            return 503, "the policy hook gave no answer in time"
+            return _FAILED, "the policy hook gave no answer in time"
         context = contextvars.copy_context()
         expiry: asyncio.TimerHandle | None = None
         task = asyncio.current_task()
@@ -177,11 +179,12 @@ class DecisionBridge:
             return self._judge(await _drive(coroutine, context, waits))  # type: ignore[arg-type]
         except asyncio.CancelledError:
             if expired:
-                return 503, "the policy hook gave no answer in time"
+                return _FAILED, "the policy hook gave no answer in time"
             if task is not None and task.cancelling():
                 raise
             return self._failure(asyncio.CancelledError("the hook cancelled itself"))
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            # The last two would end the event loop, and with it every tunnel.
             return self._failure(error)
         finally:
             if expiry is not None:
@@ -204,7 +207,7 @@ class DecisionBridge:
             self._failed.add(kind)
         if first:
             _log.error("the policy hook failed (said once for %s): %s", kind, error, exc_info=error)
-        return 503, "the policy hook failed"
+        return _FAILED, "the policy hook failed"
 
 
 @types.coroutine

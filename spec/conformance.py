@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ("MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY")
 KEYS = {"id", "section", "level", "rule", "left_out"}
 
-MARK = re.compile(r"^\s*(?://|#)=(?P<rest>.*)$")
+MARK = re.compile(r"^\s*(?://|# ?)=(?P<rest>.*)$")
 CITATION = re.compile(r"^ (?P<document>\S+) §(?P<section>\S+) (?P<id>\S+)$")
 TEST_MODULE = re.compile(r"^(?P<indent>\s*)(?:pub(?:\([a-z]+\))? )?mod (?P<name>\w+)\s*(?P<end>[;{])")
 PATH_ATTRIBUTE = re.compile(r'^\s*#\[path = "(?P<path>[^"]+)"\]$')

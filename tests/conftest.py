@@ -16,6 +16,7 @@ from peers.nameserver import NameServer
 from peers.pki import Authority
 from peers.process import RelayProcess, StartRelay, merged, token_line
 
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout(seconds): the bound of one asynchronous test")
     config.addinivalue_line("markers", "gigabyte: moves gigabytes; only with -m gigabyte")
@@ -41,7 +42,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keeps the collector out of the way of a failure's report: CPython 3.11 may not run it while it builds syntax trees."""
     gc.disable()
     try:
@@ -89,7 +92,7 @@ def configuration(
             {"address": "127.0.0.1:0", "http": ["h1", "h2", "h3"], "certificate": chain, "private_key": key},
         ],
         "auth": {"tokens_file": tokens},
-        "egress": {"dial_timeout": "3s", "nameservers": [nameserver.address]},
+        "egress": {"dial_timeout": "2s", "nameservers": [nameserver.address]},
         "policy": {"allow_networks": ["127.0.0.0/8", "::1/128"]},
     }
 

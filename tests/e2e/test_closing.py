@@ -15,13 +15,15 @@ TCP = "connect-tcp-12"
 RESET = End("reset")
 
 
-#= connect-tcp §3.4 fin-sends-final-data
-#= connect-tcp §3.4 final-data-sends-fin
-#= connect-tcp §3 no-data-after-own-final
-#= rfc9113 §8.5 connect-end-is-fin
-#= rfc9114 §4.4 connect-end-is-fin
-#= rfc8441 §5 stream-end
-async def test_half_close_by_the_client_leaves_the_other_direction_open(relay: RelayProcess, transport: str, protocol: str) -> None:
+# = connect-tcp §3.4 fin-sends-final-data
+# = connect-tcp §3.4 final-data-sends-fin
+# = connect-tcp §3 no-data-after-own-final
+# = rfc9113 §8.5 connect-end-is-fin
+# = rfc9114 §4.4 connect-end-is-fin
+# = rfc8441 §5 stream-end
+async def test_half_close_by_the_client_leaves_the_other_direction_open(
+    relay: RelayProcess, transport: str, protocol: str
+) -> None:
     async with established(relay, transport, protocol) as (flow, target):
         await flow.write(b"question")
         await flow.write_final()
@@ -35,10 +37,12 @@ async def test_half_close_by_the_client_leaves_the_other_direction_open(relay: R
         assert await flow.closed() == CLEAN
 
 
-#= connect-tcp §3.4 closed-closes-stream
-#= rfc9113 §8.5 connect-fin-is-end
-#= rfc9114 §4.4 connect-fin-is-end
-async def test_half_close_by_the_target_leaves_the_other_direction_open(relay: RelayProcess, transport: str, protocol: str) -> None:
+# = connect-tcp §3.4 closed-closes-stream
+# = rfc9113 §8.5 connect-fin-is-end
+# = rfc9114 §4.4 connect-fin-is-end
+async def test_half_close_by_the_target_leaves_the_other_direction_open(
+    relay: RelayProcess, transport: str, protocol: str
+) -> None:
     async with established(relay, transport, protocol) as (flow, target):
         await target.send(b"banner")
         await target.finish()
@@ -54,11 +58,13 @@ async def test_half_close_by_the_target_leaves_the_other_direction_open(relay: R
         assert await flow.closed() == CLEAN
 
 
-#= connect-tcp §3.4 closed-closes-stream
-#= connect-tcp §3.4 graceful-close
-#= connect-tcp §4.2 no-trailers
+# = connect-tcp §3.4 closed-closes-stream
+# = connect-tcp §3.4 graceful-close
+# = connect-tcp §4.2 no-trailers
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_both_fins_end_the_relay_s_direction_without_waiting_for_ours(relay: RelayProcess, transport: str) -> None:
+async def test_both_fins_end_the_relay_s_direction_without_waiting_for_ours(
+    relay: RelayProcess, transport: str
+) -> None:
     # TCP is closed after both FINs; the relay's sending direction then ends even though ours has not.
     async with established(relay, transport, TCP) as (flow, target):
         await flow.write_final(b"x")
@@ -76,12 +82,12 @@ async def test_final_data_may_carry_the_last_bytes(relay: RelayProcess, transpor
         assert target.end == CLEAN
 
 
-#= connect-tcp §3.4 abrupt-close-h3
-#= connect-tcp §3.4 abrupt-close-h2
-#= connect-tcp §3.4 abrupt-close-h1-tls
-#= connect-tcp §3.4 abrupt-close-h1
-#= rfc9113 §8.5 connect-error
-#= rfc9114 §4.4 connect-error
+# = connect-tcp §3.4 abrupt-close-h3
+# = connect-tcp §3.4 abrupt-close-h2
+# = connect-tcp §3.4 abrupt-close-h1-tls
+# = connect-tcp §3.4 abrupt-close-h1
+# = rfc9113 §8.5 connect-error
+# = rfc9114 §4.4 connect-error
 async def test_target_reset(relay: RelayProcess, transport: str, protocol: str) -> None:
     async with established(relay, transport, protocol) as (flow, target):
         await flow.write(b"hello")
@@ -107,10 +113,10 @@ async def test_target_reset_after_the_client_s_fin(relay: RelayProcess, transpor
         assert await flow.closed() == TARGET_RESET[transport]
 
 
-#= connect-tcp §3.4 abrupt-end-sends-rst
-#= rfc9113 §8.5 connect-reset
-#= rfc9114 §4.4 connect-reset
-#= rfc9112 §9.8 tls-truncation
+# = connect-tcp §3.4 abrupt-end-sends-rst
+# = rfc9113 §8.5 connect-reset
+# = rfc9114 §4.4 connect-reset
+# = rfc9112 §9.8 tls-truncation
 async def test_client_abort_resets_the_target(relay: RelayProcess, transport: str, protocol: str) -> None:
     async with established(relay, transport, protocol) as (flow, target):
         await flow.write(b"hello")
@@ -154,7 +160,7 @@ async def test_the_connection_s_loss_resets_the_target(relay: RelayProcess, tran
         assert target.end == RESET
 
 
-#= connect-tcp §3.4 end-without-final-sends-rst
+# = connect-tcp §3.4 end-without-final-sends-rst
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_clean_end_without_final_data_resets_the_target(relay: RelayProcess, transport: str) -> None:
     async with established(relay, transport, TCP) as (flow, target):
@@ -184,9 +190,9 @@ TRUNCATED = {
 }
 
 
-#= rfc9297 §3.3 truncated-capsule
-#= rfc9297 §3.3 malformed-capsule
-#= rfc9112 §8 incomplete-close
+# = rfc9297 §3.3 truncated-capsule
+# = rfc9297 §3.3 malformed-capsule
+# = rfc9112 §8 incomplete-close
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("where", TRUNCATED)
 async def test_a_truncated_capsule_is_malformed(relay: RelayProcess, transport: str, where: str) -> None:
@@ -202,18 +208,22 @@ async def test_a_truncated_capsule_is_malformed(relay: RelayProcess, transport: 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("where", ["in the type", "in an unknown capsule"])
-async def test_a_truncated_capsule_after_the_fin_is_malformed_too(relay: RelayProcess, transport: str, where: str) -> None:
-    async with established(relay, transport, TCP) as (flow, target):
+async def test_a_truncated_capsule_after_the_fin_is_malformed_too(
+    relay: RelayProcess, transport: str, where: str
+) -> None:
+    async with established(relay, transport, TCP) as (flow, _target):
         await flow.tunnel.send(capsule(DATA_TYPES[TCP][1], b"fin") + TRUNCATED[where])
         await flow.tunnel.finish()
         assert await flow.closed() in MALFORMED[transport]
 
 
-#= connect-tcp §3 data-after-final
+# = connect-tcp §3 data-after-final
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("final", [False, True], ids=["DATA", "FINAL_DATA"])
 @pytest.mark.parametrize("payload", [b"", b"late"], ids=["empty", "payload"])
-async def test_data_after_final_data_is_malformed(relay: RelayProcess, transport: str, final: bool, payload: bytes) -> None:
+async def test_data_after_final_data_is_malformed(
+    relay: RelayProcess, transport: str, final: bool, payload: bytes
+) -> None:
     async with established(relay, transport, TCP) as (flow, target):
         await flow.write_final(b"all")
         assert await target.read_to_end() == b"all"
@@ -223,7 +233,7 @@ async def test_data_after_final_data_is_malformed(relay: RelayProcess, transport
 
 @pytest.mark.parametrize("transport", STREAMED)
 async def test_one_stream_s_fault_leaves_its_neighbours_alone(relay: RelayProcess, transport: str) -> None:
-    async with established(relay, transport, TCP) as (flow, target), Target(echo) as other:
+    async with established(relay, transport, TCP) as (flow, _target), Target(echo) as other:
         session = flow.tunnel.session  # type: ignore[attr-defined]
         neighbour = Flow(await session.open(tunnel_request(TCP, other.host, other.port)), TCP)
         await neighbour.write(b"one")
@@ -245,8 +255,10 @@ async def test_stop_sending_counts_as_an_abrupt_end(relay: RelayProcess, protoco
         assert target.end == RESET
 
 
-#= rfc9110 §9.3.6 connect-deliver-then-close
-async def test_everything_sent_before_a_target_s_fin_arrives(relay: RelayProcess, transport: str, protocol: str) -> None:
+# = rfc9110 §9.3.6 connect-deliver-then-close
+async def test_everything_sent_before_a_target_s_fin_arrives(
+    relay: RelayProcess, transport: str, protocol: str
+) -> None:
     # The target closes at once after a large answer: nothing of it may be lost.
     async with established(relay, transport, protocol) as (flow, target):
         await target.send(b"q" * (2 << 20))

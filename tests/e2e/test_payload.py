@@ -61,13 +61,19 @@ async def test_both_directions_at_once_are_independent(relay: RelayProcess, tran
         assert target.end == CLEAN
 
 
-#= connect-tcp §3 payload-is-stream
-#= connect-tcp §3 forward-partial
-#= rfc9297 §3.2 capsule-format
+# = connect-tcp §3 payload-is-stream
+# = connect-tcp §3 forward-partial
+# = rfc9297 §3.2 capsule-format
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_split_anywhere_changes_nothing(relay: RelayProcess, transport: str) -> None:
     data, final = DATA_TYPES[TCP]
-    stream = capsule(data, b"one") + capsule(grease(1), b"xyz") + capsule(data) + capsule(data, b"two" * 30) + capsule(final, b"end")
+    stream = (
+        capsule(data, b"one")
+        + capsule(grease(1), b"xyz")
+        + capsule(data)
+        + capsule(data, b"two" * 30)
+        + capsule(final, b"end")
+    )
     expected = b"one" + b"two" * 30 + b"end"
     async with Target() as target, await connect_many(relay, transport, len(stream)) as sessions:
         for cut, session in enumerate(sessions):
@@ -111,8 +117,8 @@ class connect_many:
             await session.close()
 
 
-#= rfc9297 §3.2 skip-unknown
-#= rfc9297 §5.4 skip-grease
+# = rfc9297 §3.2 skip-unknown
+# = rfc9297 §5.4 skip-grease
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_unknown_and_grease_capsules_are_skipped(relay: RelayProcess, transport: str) -> None:
     data, final = DATA_TYPES[TCP]
@@ -135,7 +141,7 @@ async def test_unknown_and_grease_capsules_are_skipped(relay: RelayProcess, tran
         assert await flow.read_exactly(19) == b"still open this way"
 
 
-#= rfc9000 §16 varint
+# = rfc9000 §16 varint
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("size", [4, 8])
 async def test_longer_varints_than_needed_are_accepted(relay: RelayProcess, transport: str, size: int) -> None:
@@ -149,7 +155,7 @@ async def test_longer_varints_than_needed_are_accepted(relay: RelayProcess, tran
         assert target.end == CLEAN
 
 
-#= rfc9297 §3.2 never-accumulate
+# = rfc9297 §3.2 never-accumulate
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("length", [(1 << 62) - 1, 1 << 40])
 async def test_a_capsule_of_huge_length_streams_through(relay: RelayProcess, transport: str, length: int) -> None:
@@ -200,8 +206,8 @@ async def test_many_small_capsules(relay: RelayProcess, transport: str) -> None:
         await sender
 
 
-#= connect-tcp §8.1.1 interop-token
-#= connect-tcp §8.3.1 interop-capsule-types
+# = connect-tcp §8.1.1 interop-token
+# = connect-tcp §8.3.1 interop-capsule-types
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_the_older_interop_profile(relay: RelayProcess, transport: str) -> None:
     await whole_exchange(relay, transport, "connect-tcp-07", random.Random(5).randbytes(300_000), 7_000)
@@ -209,11 +215,16 @@ async def test_the_older_interop_profile(relay: RelayProcess, transport: str) ->
 
 @pytest.mark.parametrize("name", ["four.test", "six.test", "both.test", "localhost"])
 async def test_targets_by_name_and_by_family(relay: RelayProcess, transport: str, protocol: str, name: str) -> None:
-    async with Target(echo, "::1" if name == "six.test" else "127.0.0.1") as target, await connect(relay, transport) as session:
+    async with (
+        Target(echo, "::1" if name == "six.test" else "127.0.0.1") as target,
+        await connect(relay, transport) as session,
+    ):
         tunnel = await session.open(tunnel_request(protocol, name, target.port))
         answer = await tunnel.answer()
         assert answer.status == success(transport, protocol), answer.body
-        assert f'next-hop="{target.host}"' in answer.proxy_status or f'next-hop="[{target.host}]"' in answer.proxy_status
+        assert (
+            f'next-hop="{target.host}"' in answer.proxy_status or f'next-hop="[{target.host}]"' in answer.proxy_status
+        )
         flow = Flow(tunnel, protocol)
         await flow.write(b"hello")
         assert await flow.read_exactly(5) == b"hello"

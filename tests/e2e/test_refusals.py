@@ -8,16 +8,16 @@ import pytest
 from peers.h1 import H1Session
 from peers.matrix import STREAMED, TRANSPORTS, connect, success
 from peers.model import TOKEN, Answer, Request, path_to, tunnel_request
-from peers.process import RelayProcess
+from peers.process import RelayProcess, StartRelay
 from peers.target import BlackHole, Target, echo, unused_port
 
 TCP = "connect-tcp-12"
 GOOD = ("authorization", f"Bearer {TOKEN}")
 
 
-#= connect-tcp §4.2 proxy-status
-#= rfc9297 §3.4 field-statuses
-#= rfc9297 §3.2 only-after-success
+# = connect-tcp §4.2 proxy-status
+# = rfc9297 §3.4 field-statuses
+# = rfc9297 §3.2 only-after-success
 def shows(answer: Answer, status: int, error: str | None = None) -> None:
     """The shape that all refusals share."""
     assert answer.status == status, (answer.status, answer.headers, answer.body)
@@ -30,9 +30,9 @@ def shows(answer: Answer, status: int, error: str | None = None) -> None:
     assert answer.get("proxy-status") is not None
 
 
-#= connect-tcp §3.3.2 challenge-401
-#= rfc9110 §15.5.2 challenge-401
-#= rfc9110 §15.5.8 challenge-407
+# = connect-tcp §3.3.2 challenge-401
+# = rfc9110 §15.5.2 challenge-401
+# = rfc9110 §15.5.8 challenge-407
 async def test_without_credentials(relay: RelayProcess, transport: str, protocol: str) -> None:
     async with await connect(relay, transport) as session:
         answer = await session.ask(tunnel_request(protocol, "127.0.0.1", 9, credentials=None))
@@ -66,15 +66,20 @@ BAD_CREDENTIALS = [
 @pytest.mark.parametrize("credentials", BAD_CREDENTIALS)
 async def test_bad_credentials(relay: RelayProcess, transport: str, protocol: str, credentials: str) -> None:
     async with await connect(relay, transport) as session:
-        answer = await session.ask(tunnel_request(protocol, "127.0.0.1", 9, credentials=None).adding(("authorization", credentials)))
+        answer = await session.ask(
+            tunnel_request(protocol, "127.0.0.1", 9, credentials=None).adding(("authorization", credentials))
+        )
         shows(answer, 407 if protocol == "connect" else 401)
 
 
 @pytest.mark.parametrize("field", ["authorization", "proxy-authorization"])
 @pytest.mark.parametrize(
-    "credentials", [f"Bearer {TOKEN}", f"bearer {TOKEN}", "Basic " + base64.b64encode(f"tester:{TOKEN}".encode()).decode()]
+    "credentials",
+    [f"Bearer {TOKEN}", f"bearer {TOKEN}", "Basic " + base64.b64encode(f"tester:{TOKEN}".encode()).decode()],
 )
-async def test_good_credentials_in_either_field(relay: RelayProcess, transport: str, protocol: str, field: str, credentials: str) -> None:
+async def test_good_credentials_in_either_field(
+    relay: RelayProcess, transport: str, protocol: str, field: str, credentials: str
+) -> None:
     async with Target(echo) as target, await connect(relay, transport) as session:
         request = tunnel_request(protocol, target.host, target.port, credentials=None).adding((field, credentials))
         assert (await (await session.open(request)).answer()).status == success(transport, protocol)
@@ -92,7 +97,13 @@ async def test_credentials_come_before_the_target_s_faults(relay: RelayProcess, 
 
 async def test_an_unmatched_path_is_404_to_everybody(relay: RelayProcess, transport: str) -> None:
     for headers in ([], [GOOD]):
-        for path in ("/", "/index.html", "/.well-known/masque/tcp/", "/.well-known/masque/tcp/a/1", "/.well-known/masque/tcp/a/1/x"):
+        for path in (
+            "/",
+            "/index.html",
+            "/.well-known/masque/tcp/",
+            "/.well-known/masque/tcp/a/1",
+            "/.well-known/masque/tcp/a/1/x",
+        ):
             async with await connect(relay, transport) as session:
                 shows(await session.ask(Request("GET", path, headers=list(headers))), 404)
                 shows(await session.ask(Request("GET", path, TCP, headers=list(headers))), 404)
@@ -105,7 +116,7 @@ FAULTY = [
     ("127.0.0.1", "+80"),
     ("127.0.0.1", "-1"),
     ("127.0.0.1", "80a"),
-    ("127.0.0.1", "%20" "80"),
+    ("127.0.0.1", "%2080"),
     ("a b", "80"),
     ("a/b", "80"),
     ("a?b", "80"),
@@ -128,11 +139,11 @@ FAULTY = [
 ]
 
 
-#= connect-tcp §3.1 refuse-with-4xx
-#= connect-tcp §3.2 nonconforming-is-client-error
-#= rfc9298 §3 target-host
-#= rfc9298 §3 target-port
-#= rfc9298 §3.1 bad-request
+# = connect-tcp §3.1 refuse-with-4xx
+# = connect-tcp §3.2 nonconforming-is-client-error
+# = rfc9298 §3 target-host
+# = rfc9298 §3 target-port
+# = rfc9298 §3.1 bad-request
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("host", "port"), FAULTY)
 async def test_faulty_targets_in_a_template(relay: RelayProcess, transport: str, host: str, port: str) -> None:
@@ -149,7 +160,7 @@ async def test_empty_variables(relay: RelayProcess, transport: str, path: str) -
         assert answer.status in (400, 404)
 
 
-#= rfc9298 §3 percent-encoding
+# = rfc9298 §3 percent-encoding
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("host", ["%", "%2", "%zz", "%C3%28", "%00"])
 async def test_bad_percent_encoding(relay: RelayProcess, transport: str, host: str) -> None:
@@ -157,11 +168,23 @@ async def test_bad_percent_encoding(relay: RelayProcess, transport: str, host: s
         shows(await session.ask(Request("GET", f"/.well-known/masque/tcp/{host}/80/", TCP, headers=[GOOD])), 400)
 
 
-FAULTY_AUTHORITIES = ["127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:+80", ":80", "user@127.0.0.1:80", "::1:80", "[::1:80", "[::1%25eth0]:80", "127.1:80"]
+FAULTY_AUTHORITIES = [
+    "127.0.0.1",
+    "127.0.0.1:",
+    "127.0.0.1:0",
+    "127.0.0.1:65536",
+    "127.0.0.1:+80",
+    ":80",
+    "user@127.0.0.1:80",
+    "::1:80",
+    "[::1:80",
+    "[::1%25eth0]:80",
+    "127.1:80",
+]
 
 
-#= rfc9110 §9.3.6 connect-authority-form
-#= rfc9112 §3.2.3 authority-form
+# = rfc9110 §9.3.6 connect-authority-form
+# = rfc9112 §3.2.3 authority-form
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("written", FAULTY_AUTHORITIES)
 async def test_faulty_targets_of_connect(relay: RelayProcess, transport: str, written: str) -> None:
@@ -212,23 +235,29 @@ async def test_refused_addresses_leave_the_race(relay: RelayProcess, transport: 
         assert 'next-hop="127.0.0.1"' in answer.proxy_status
 
 
-#= rfc9110 §9.3.6 connect-restrict
+# = rfc9110 §9.3.6 connect-restrict
 async def test_forbidden_ports(relay: RelayProcess, transport: str, protocol: str) -> None:
     async with await connect(relay, transport) as session:
         shows(await session.ask(tunnel_request(protocol, "127.0.0.1", 25)), 403, "http_request_denied")
 
 
-#= connect-tcp §3.1 no-switch-without-connection
-#= rfc9209 §2.1.1 error-most-specific
-#= rfc9209 §2.1.1 error-status
+# = connect-tcp §3.1 no-switch-without-connection
+# = rfc9209 §2.1.1 error-most-specific
+# = rfc9209 §2.1.1 error-status
 async def test_connection_refused(relay: RelayProcess, transport: str, protocol: str) -> None:
     async with await connect(relay, transport) as session:
         shows(await session.ask(tunnel_request(protocol, "127.0.0.1", unused_port())), 502, "connection_refused")
 
 
-async def test_connection_timeout(relay: RelayProcess, transport: str, protocol: str) -> None:
+@pytest.fixture(scope="module")
+def hasty(launch: StartRelay) -> RelayProcess:
+    """A relay that gives a target half a second."""
+    return launch(egress={"dial_timeout": "500ms"})
+
+
+async def test_connection_timeout(hasty: RelayProcess, transport: str, protocol: str) -> None:
     with BlackHole() as hole:
-        async with await connect(relay, transport) as session:
+        async with await connect(hasty, transport) as session:
             shows(await session.ask(tunnel_request(protocol, "127.0.0.1", hole.port)), 504, "connection_timeout")
 
 
@@ -243,16 +272,16 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "status", "error", "rcode"), NAMES)
 async def test_names_that_do_not_resolve(
-    relay: RelayProcess, transport: str, protocol: str, name: str, status: int, error: str, rcode: str | None
+    hasty: RelayProcess, transport: str, protocol: str, name: str, status: int, error: str, rcode: str | None
 ) -> None:
-    async with await connect(relay, transport) as session:
+    async with await connect(hasty, transport) as session:
         answer = await session.ask(tunnel_request(protocol, name, 80))
         shows(answer, status, error)
         if rcode is not None:
             assert f'rcode="{rcode}"' in answer.proxy_status.replace(" ", "")
 
 
-#= rfc9110 §15.5.22 upgrade-required
+# = rfc9110 §15.5.22 upgrade-required
 @pytest.mark.parametrize("transport", ["h1", "h1tls"])
 async def test_a_template_without_upgrade_is_426(relay: RelayProcess, transport: str) -> None:
     async with await connect(relay, transport) as session:
@@ -262,9 +291,9 @@ async def test_a_template_without_upgrade_is_426(relay: RelayProcess, transport:
         assert "upgrade" in (answer.get("connection") or "").lower()
 
 
-#= rfc9110 §15.5.6 method-not-allowed
-#= connect-tcp §3.1 h1-method
-#= connect-tcp §3.2 method-connect
+# = rfc9110 §15.5.6 method-not-allowed
+# = connect-tcp §3.1 h1-method
+# = connect-tcp §3.2 method-connect
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS"])
 async def test_other_methods_on_a_template_are_405(relay: RelayProcess, transport: str, method: str) -> None:
     async with await connect(relay, transport) as session:
@@ -278,13 +307,13 @@ async def test_other_methods_on_a_template_are_405(relay: RelayProcess, transpor
             assert answer.problem["status"] == 405
 
 
-#= rfc9110 §9.1 unknown-method
+# = rfc9110 §9.1 unknown-method
 async def test_unknown_methods_are_501(relay: RelayProcess, transport: str) -> None:
     async with await connect(relay, transport) as session:
         shows(await session.ask(Request("FROBNICATE", path_to("127.0.0.1", 80), headers=[GOOD])), 501)
 
 
-#= rfc9220 §3 unknown-protocol
+# = rfc9220 §3 unknown-protocol
 @pytest.mark.parametrize("transport", STREAMED)
 async def test_unknown_protocols_are_501(relay: RelayProcess, transport: str) -> None:
     async with await connect(relay, transport) as session:
@@ -300,7 +329,7 @@ async def test_an_unknown_upgrade_token_on_h1(relay: RelayProcess, transport: st
         assert answer.status in (426, 501)
 
 
-#= connect-tcp §5.2 templated-only-answers
+# = connect-tcp §5.2 templated-only-answers
 async def test_a_templated_only_relay_says_so(templated_only: RelayProcess, transport: str) -> None:
     async with await connect(templated_only, transport) as session:
         answer = await session.ask(tunnel_request("connect", "127.0.0.1", 80))
@@ -311,8 +340,8 @@ async def test_a_templated_only_relay_says_so(templated_only: RelayProcess, tran
             assert "connect-tcp-12" in (answer.get("upgrade") or "")
 
 
-#= connect-tcp §3.1 no-switch-without-connection
-#= rfc9931 §3 refused-upgrade-goes-on
+# = connect-tcp §3.1 no-switch-without-connection
+# = rfc9931 §3 refused-upgrade-goes-on
 @pytest.mark.parametrize("transport", ["h1", "h1tls"])
 async def test_h1_stays_usable_after_a_refused_upgrade(relay: RelayProcess, transport: str) -> None:
     async with Target(echo) as target, await connect(relay, transport) as session:
@@ -329,7 +358,7 @@ async def test_h1_stays_usable_after_a_refused_upgrade(relay: RelayProcess, tran
             assert (await session.ask(request)).status == status
 
 
-#= rfc9931 §8 close-after-refused-connect
+# = rfc9931 §8 close-after-refused-connect
 @pytest.mark.parametrize("transport", ["h1", "h1tls"])
 async def test_h1_closes_after_a_refused_connect(relay: RelayProcess, transport: str) -> None:
     refused = [
@@ -349,7 +378,7 @@ async def test_h1_closes_after_a_refused_connect(relay: RelayProcess, transport:
             assert await session.wire.recv() == b""
 
 
-#= rfc9931 §8 close-after-refused-connect
+# = rfc9931 §8 close-after-refused-connect
 @pytest.mark.parametrize("transport", ["h1", "h1tls"])
 async def test_nothing_after_a_refused_connect_is_taken_for_a_request(relay: RelayProcess, transport: str) -> None:
     # RFC 9931: what follows a refused CONNECT was meant for the target, perhaps chosen by an attacker.
@@ -357,7 +386,9 @@ async def test_nothing_after_a_refused_connect_is_taken_for_a_request(relay: Rel
         session = await connect(relay, transport)
         assert isinstance(session, H1Session)
         async with session:
-            smuggled = f"CONNECT 127.0.0.1:{target.port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Bearer {TOKEN}\r\n\r\n"
+            smuggled = (
+                f"CONNECT 127.0.0.1:{target.port} HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Bearer {TOKEN}\r\n\r\n"
+            )
             tunnel = await session.open(tunnel_request("connect", "10.0.0.1", 80), optimistic=smuggled.encode())
             answer = await tunnel.answer()
             assert answer.status == 403

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from peers.flow import Flow
+from peers.h1 import H1Session
 from peers.h3 import H3Tunnel
 from peers.matrix import STREAMED, connect, established, success
 from peers.model import Session, tunnel_request
@@ -97,34 +98,38 @@ async def still(session: Session, read: object) -> None:
 async def test_readers_that_stop_pin_a_bounded_amount(launch: StartRelay, transport: str, protocol: str) -> None:
     relay = launch()
     stalled = 24
-    async with Target(flood) as source, Target(echo) as target:
-        async with await connect(relay, transport) as session, await connect(relay, transport) as own:
-            # h1 has one tunnel a connection; the neighbour there is another connection of the same relay.
-            shared = session if transport in STREAMED else own
-            neighbour = Flow(await shared.open(tunnel_request(protocol, target.host, target.port)), protocol)
-            assert (await neighbour.tunnel.answer()).status == success(transport, protocol)
-            await neighbour.write(b"x")
-            await neighbour.read_exactly(1)
-            before = relay.resident
-            sessions = []
-            tunnels = []
-            for number in range(stalled):
-                if transport in STREAMED:
-                    opener: Session = session
-                else:
-                    opener = session if number == 0 else await connect(relay, transport, receive_buffer=65536)
-                    sessions.append(opener)
-                tunnel = await opener.open(tunnel_request(protocol, source.host, source.port))
-                if isinstance(tunnel, H3Tunnel):
-                    tunnel.stall()
-                assert (await tunnel.answer()).status == success(transport, protocol)
-                tunnels.append(tunnel)
-            await still(session, lambda: relay.resident)
-            await quick(neighbour)
-            # 1 MiB a tunnel for the relay's own buffers, 1 MiB for what may be queued towards the client's window.
-            assert relay.resident - before < stalled * 2 * MIB + 8 * MIB, f"{(relay.resident - before) / MIB:.1f} MiB"
-            for opener in sessions[1:]:
-                await opener.close()
+    async with (
+        Target(flood) as source,
+        Target(echo) as target,
+        await connect(relay, transport) as session,
+        await connect(relay, transport) as own,
+    ):
+        # h1 has one tunnel a connection; the neighbour there is another connection of the same relay.
+        shared = session if transport in STREAMED else own
+        neighbour = Flow(await shared.open(tunnel_request(protocol, target.host, target.port)), protocol)
+        assert (await neighbour.tunnel.answer()).status == success(transport, protocol)
+        await neighbour.write(b"x")
+        await neighbour.read_exactly(1)
+        before = relay.resident
+        sessions = []
+        tunnels = []
+        for number in range(stalled):
+            if transport in STREAMED:
+                opener: Session = session
+            else:
+                opener = session if number == 0 else await connect(relay, transport, receive_buffer=65536)
+                sessions.append(opener)
+            tunnel = await opener.open(tunnel_request(protocol, source.host, source.port))
+            if isinstance(tunnel, H3Tunnel):
+                tunnel.stall()
+            assert (await tunnel.answer()).status == success(transport, protocol)
+            tunnels.append(tunnel)
+        await still(session, lambda: relay.resident)
+        await quick(neighbour)
+        # 1 MiB a tunnel for the relay's own buffers, 1 MiB for what may be queued towards the client's window.
+        assert relay.resident - before < stalled * 2 * MIB + 8 * MIB, f"{(relay.resident - before) / MIB:.1f} MiB"
+        for opener in sessions[1:]:
+            await opener.close()
     relay.stop()
 
 
@@ -132,7 +137,8 @@ async def test_readers_that_stop_pin_a_bounded_amount(launch: StartRelay, transp
 @pytest.mark.parametrize("transport", STREAMED)
 async def test_targets_that_stop_reading_freeze_nobody_else(launch: StartRelay, transport: str, protocol: str) -> None:
     relay = launch()
-    stalled = 24
+    # aioquic's time goes with the square of what waits in it.
+    stalled = 8 if transport == "h3" else 24
     async with Target(receive_buffer=65536) as sink, Target(echo) as target, await connect(relay, transport) as session:
         neighbour = Flow(await session.open(tunnel_request(protocol, target.host, target.port)), protocol)
         await neighbour.write(b"x")
@@ -214,7 +220,7 @@ async def test_dials_that_hang_or_fail_leave_nothing(watched: RelayProcess, tran
             tunnels = [await session.open(tunnel_request(protocol, *hosts[number % 4])) for number in range(100)]
             statuses = [(await tunnel.answer()).status for tunnel in tunnels]
             assert set(statuses) == {502, 504}
-            assert time.monotonic() - began < 6, "dial_timeout is 3 s"
+            assert time.monotonic() - began < 6, "dial_timeout is 2 s"
             # Cancelled attempts end too: the client leaves before the time-out.
             for number in range(100):
                 await session.open(tunnel_request(protocol, *hosts[number % 2]))
@@ -228,9 +234,12 @@ async def test_a_client_that_leaves_ends_its_dial(watched: RelayProcess, transpo
         await session.open(tunnel_request(protocol, "127.0.0.1", hole.port))
         assert await until(lambda: watched.descriptors >= descriptors + (1 if transport == "h3" else 2))
         began = time.monotonic()
+        if isinstance(session, H1Session):
+            # A FIN alone might be the half-close of a client that waits for its answer.
+            await session.wire.abort()
         await session.close()
-        assert await watched.settled_descriptors(descriptors, timeout=2.5) <= descriptors
-        assert time.monotonic() - began < 2.5, "only the dial's time-out ended it"
+        assert await watched.settled_descriptors(descriptors, timeout=1.5) <= descriptors
+        assert time.monotonic() - began < 1.5, "only the dial's time-out ended it"
 
 
 @pytest.mark.timeout(90)

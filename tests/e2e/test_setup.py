@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 
 import pytest
 from peers.capsule import DATA_TYPES, capsule
@@ -12,24 +11,24 @@ from peers.flow import Flow
 from peers.matrix import STREAMED, TRANSPORTS, connect, success
 from peers.model import CLEAN, path_to, tunnel_request
 from peers.process import RelayProcess
-from peers.target import BlackHole, Target, echo, unused_port
+from peers.target import BlackHole, Connection, Target, echo, unused_port
 
 TCP = "connect-tcp-12"
 
 
-#= connect-tcp §3.1 h1-success-101
-#= connect-tcp §3.1 h1-success-connection
-#= connect-tcp §3.1 h1-success-upgrade
-#= connect-tcp §3.1 h1-success-capsule-protocol
-#= connect-tcp §3.2 capsule-protocol-field
-#= connect-tcp §3.3.1 no-origin-scoped-fields
-#= connect-tcp §4.2 proxy-status
-#= rfc9297 §3.2 no-content-fields
-#= rfc9297 §3.2 no-204-205-206
-#= rfc9297 §3.4 field-sent
-#= rfc9110 §9.3.6 connect-no-content-fields
-#= rfc9209 §2 member
-#= rfc9209 §2.1.2 next-hop
+# = connect-tcp §3.1 h1-success-101
+# = connect-tcp §3.1 h1-success-connection
+# = connect-tcp §3.1 h1-success-upgrade
+# = connect-tcp §3.1 h1-success-capsule-protocol
+# = connect-tcp §3.2 capsule-protocol-field
+# = connect-tcp §3.3.1 no-origin-scoped-fields
+# = connect-tcp §4.2 proxy-status
+# = rfc9297 §3.2 no-content-fields
+# = rfc9297 §3.2 no-204-205-206
+# = rfc9297 §3.4 field-sent
+# = rfc9110 §9.3.6 connect-no-content-fields
+# = rfc9209 §2 member
+# = rfc9209 §2.1.2 next-hop
 async def test_a_good_answer(relay: RelayProcess, transport: str, protocol: str) -> None:
     async with Target(echo) as target, await connect(relay, transport) as session:
         tunnel = await session.open(tunnel_request(protocol, target.host, target.port))
@@ -54,12 +53,14 @@ async def test_a_good_answer(relay: RelayProcess, transport: str, protocol: str)
                 assert answer.get("connection") is None
 
 
-#= rfc9297 §3.4 field-is-boolean
-#= rfc9297 §3.4 field-parameters
-#= connect-tcp §3.1 h1-request-capsule-protocol
+# = rfc9297 §3.4 field-is-boolean
+# = rfc9297 §3.4 field-parameters
+# = connect-tcp §3.1 h1-request-capsule-protocol
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("value", [None, "?0", "?1;extra=1", "1", "junk"])
-async def test_the_capsule_protocol_field_switches_nothing(relay: RelayProcess, transport: str, value: str | None) -> None:
+async def test_the_capsule_protocol_field_switches_nothing(
+    relay: RelayProcess, transport: str, value: str | None
+) -> None:
     async with Target(echo) as target, await connect(relay, transport) as session:
         request = tunnel_request(TCP, target.host, target.port)
         request.headers[:] = [item for item in request.headers if item[0] != "capsule-protocol"]
@@ -72,7 +73,7 @@ async def test_the_capsule_protocol_field_switches_nothing(relay: RelayProcess, 
         assert await flow.read_exactly(21) == b"capsules all the same"
 
 
-#= connect-tcp §3.1 attempt-before-status
+# = connect-tcp §3.1 attempt-before-status
 async def test_no_status_before_the_tcp_attempt_ended(relay: RelayProcess, transport: str, protocol: str) -> None:
     # The listener's queue is full until the test makes room: the attempt hangs, and so must the answer.
     with BlackHole() as hole:
@@ -82,20 +83,18 @@ async def test_no_status_before_the_tcp_attempt_ended(relay: RelayProcess, trans
             done, _ = await asyncio.wait([pending], timeout=0.4)
             assert not done, "an answer before the attempt ended"
             assert tunnel.interim == []
-            accepted = []
-            hole.listener.setblocking(False)
-            while not pending.done():
-                try:
-                    accepted.append(hole.listener.accept()[0])
-                except BlockingIOError:
-                    await asyncio.wait([pending], timeout=0.05)
+
+            async def take(connection: Connection) -> None:
+                await connection.recv()
+
+            doorman = asyncio.create_task(hole.admit(take))
             assert (await pending).status == success(transport, protocol)
-            for connection in accepted:
-                connection.close()
+            doorman.cancel()
+            await asyncio.gather(doorman, return_exceptions=True)
 
 
-#= connect-tcp §4.2 expect-continue
-#= rfc9110 §10.1.1 expect-continue
+# = connect-tcp §4.2 expect-continue
+# = rfc9110 §10.1.1 expect-continue
 async def test_expect_is_answered_at_once_and_then_finally(relay: RelayProcess, transport: str, protocol: str) -> None:
     with BlackHole() as hole:
         async with await connect(relay, transport) as session:
@@ -107,14 +106,22 @@ async def test_expect_is_answered_at_once_and_then_finally(relay: RelayProcess, 
                     await asyncio.wait([pending], timeout=0.02)
             assert [answer.status for answer in tunnel.interim] == [100]
             assert not pending.done()
-            answer = await pending
-            assert answer.status == 504
+
+            async def take(connection: Connection) -> None:
+                await connection.recv()
+
+            doorman = asyncio.create_task(hole.admit(take))
+            assert (await pending).status == success(transport, protocol)
+            doorman.cancel()
+            await asyncio.gather(doorman, return_exceptions=True)
             assert [answer.status for answer in tunnel.interim] == [100]
 
 
 async def test_expect_before_a_tunnel(relay: RelayProcess, transport: str, protocol: str) -> None:
     async with Target(echo) as target, await connect(relay, transport) as session:
-        tunnel = await session.open(tunnel_request(protocol, target.host, target.port).adding(("expect", "100-continue")))
+        tunnel = await session.open(
+            tunnel_request(protocol, target.host, target.port).adding(("expect", "100-continue"))
+        )
         assert (await tunnel.answer()).status == success(transport, protocol)
         assert [answer.status for answer in tunnel.interim] == [100]
         flow = Flow(tunnel, protocol)
@@ -130,7 +137,7 @@ async def test_no_100_where_the_answer_is_at_hand(relay: RelayProcess, transport
         assert tunnel.interim == []
 
 
-#= connect-tcp §4.1 buffer-optimistic
+# = connect-tcp §4.1 buffer-optimistic
 @pytest.mark.parametrize("transport", STREAMED)
 @pytest.mark.parametrize("size", [1, 1000, 60_000])
 async def test_optimistic_data_is_delivered(relay: RelayProcess, transport: str, protocol: str, size: int) -> None:
@@ -164,7 +171,9 @@ async def test_optimistic_data_with_its_fin(relay: RelayProcess, transport: str,
 
 
 @pytest.mark.parametrize("transport", STREAMED)
-async def test_optimistic_data_waits_within_the_window_for_a_slow_target(relay: RelayProcess, transport: str, protocol: str) -> None:
+async def test_optimistic_data_waits_within_the_window_for_a_slow_target(
+    relay: RelayProcess, transport: str, protocol: str
+) -> None:
     payload = random.Random(8).randbytes(3 << 20)
     with BlackHole() as hole:
         async with await connect(relay, transport) as session:
@@ -175,45 +184,25 @@ async def test_optimistic_data_waits_within_the_window_for_a_slow_target(relay: 
             assert not answer.done()
             if transport != "h3":
                 assert not sender.done(), "3 MiB were taken before there was anybody to give them to"
-            hole.listener.setblocking(False)
-            accepted: list[socket.socket] = []
-            while not answer.done():
-                try:
-                    accepted.append(hole.listener.accept()[0])
-                except BlockingIOError:
-                    await asyncio.wait([answer], timeout=0.05)
+            arrived = asyncio.get_running_loop().create_future()
+
+            async def take(connection: Connection) -> None:
+                # The relay's connection is the one that has something to say.
+                parts = bytearray()
+                while data := await connection.recv():
+                    parts += data
+                    if len(parts) >= len(payload) and not arrived.done():
+                        arrived.set_result(bytes(parts))
+
+            doorman = asyncio.create_task(hole.admit(take))
             assert (await answer).status == 200
-            while True:
-                try:
-                    accepted.append(hole.listener.accept()[0])
-                except BlockingIOError:
-                    break
-            # The relay's connection is the one that has something to say.
-            loop = asyncio.get_running_loop()
-            for connection in accepted:
-                connection.setblocking(False)
-            readers = [asyncio.create_task(read_all(loop, connection, len(payload))) for connection in accepted]
-            done, others = await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
-            assert next(iter(done)).result() == payload
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            assert await arrived == payload
             await sender
-            for connection in accepted:
-                connection.close()
+            doorman.cancel()
+            await asyncio.gather(doorman, return_exceptions=True)
 
 
-async def read_all(loop: asyncio.AbstractEventLoop, connection: socket.socket, length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        data = await loop.sock_recv(connection, 1 << 18)
-        if not data:
-            await loop.create_future()
-        parts += data
-    return bytes(parts)
-
-
-#= connect-tcp §4.1 discard-optimistic
+# = connect-tcp §4.1 discard-optimistic
 @pytest.mark.parametrize("transport", STREAMED)
 async def test_optimistic_data_is_dropped_on_failure(relay: RelayProcess, transport: str, protocol: str) -> None:
     async with Target(echo) as target, await connect(relay, transport) as session:
@@ -229,10 +218,12 @@ async def test_optimistic_data_is_dropped_on_failure(relay: RelayProcess, transp
         assert await flow.read_exactly(50_000) == b"s" * 50_000
 
 
-#= connect-tcp §4.1 race-addresses
-#= connect-tcp §4.1 race-holds-payload
+# = connect-tcp §4.1 race-addresses
+# = connect-tcp §4.1 race-holds-payload
 @pytest.mark.parametrize("transport", STREAMED)
-async def test_optimistic_data_goes_to_the_winning_address_only(relay: RelayProcess, transport: str, protocol: str) -> None:
+async def test_optimistic_data_goes_to_the_winning_address_only(
+    relay: RelayProcess, transport: str, protocol: str
+) -> None:
     # both.test has two addresses; only the IPv4 one listens.
     async with Target() as target, await connect(relay, transport) as session:
         data = b"once" if protocol == "connect" else capsule(DATA_TYPES[TCP][1], b"once")
@@ -244,10 +235,12 @@ async def test_optimistic_data_goes_to_the_winning_address_only(relay: RelayProc
         assert await connection.read_to_end() == b"once"
 
 
-#= rfc9110 §7.8 upgrade-order
-#= connect-tcp §3.1 h1-upgrade
+# = rfc9110 §7.8 upgrade-order
+# = connect-tcp §3.1 h1-upgrade
 @pytest.mark.parametrize("transport", ["h1", "h1tls"])
-async def test_upgrade_tokens_compare_without_case_and_the_first_served_wins(relay: RelayProcess, transport: str) -> None:
+async def test_upgrade_tokens_compare_without_case_and_the_first_served_wins(
+    relay: RelayProcess, transport: str
+) -> None:
     async with Target(echo) as target:
         for written in ("CONNECT-TCP-12", "websocket, connect-tcp-12", "connect-tcp-12, connect-tcp-07"):
             async with await connect(relay, transport) as session:
@@ -258,7 +251,7 @@ async def test_upgrade_tokens_compare_without_case_and_the_first_served_wins(rel
                 assert (answer.get("upgrade") or "").lower() == TCP
 
 
-#= connect-tcp §3.2 protocol-token
+# = connect-tcp §3.2 protocol-token
 @pytest.mark.parametrize("transport", STREAMED)
 async def test_protocol_tokens_compare_exactly(relay: RelayProcess, transport: str) -> None:
     async with await connect(relay, transport) as session:
@@ -266,7 +259,7 @@ async def test_protocol_tokens_compare_exactly(relay: RelayProcess, transport: s
         assert (await session.ask(request)).status == 501
 
 
-#= rfc9298 §3 percent-encoding
+# = rfc9298 §3 percent-encoding
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_an_ipv6_target_percent_encoded(relay: RelayProcess, transport: str) -> None:
     assert "%3A%3A1" in path_to("::1", 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 DATA_TYPES = {"connect-tcp-12": (0x2028D7F2, 0x2028D7F3), "connect-tcp-07": (0x2028D7F0, 0x2028D7F1)}
 MAX = (1 << 62) - 1
 
@@ -27,7 +25,14 @@ def read_varint(data: bytes, at: int = 0) -> tuple[int, int] | None:
     return value, at + length
 
 
-def capsule(kind: int, value: bytes = b"", *, length: int | None = None, kind_size: int | None = None, length_size: int | None = None) -> bytes:
+def capsule(
+    kind: int,
+    value: bytes = b"",
+    *,
+    length: int | None = None,
+    kind_size: int | None = None,
+    length_size: int | None = None,
+) -> bytes:
     """One capsule; `length` lies about the value's length."""
     return varint(kind, kind_size) + varint(len(value) if length is None else length, length_size) + value
 
@@ -35,15 +40,6 @@ def capsule(kind: int, value: bytes = b"", *, length: int | None = None, kind_si
 def grease(n: int) -> int:
     """The n-th reserved capsule type."""
     return 0x29 * n + 0x17
-
-
-@dataclass
-class Capsule:
-    """A capsule whose value may still be arriving."""
-
-    kind: int
-    length: int
-    value: bytearray
 
 
 class Decoder:

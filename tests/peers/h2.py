@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
 import h2.config
@@ -53,7 +54,9 @@ class H2Tunnel(Tunnel):
         while view:
             if self.ended is not None and self.ended.kind != "clean":
                 raise ConnectionResetError(f"stream {self.stream_id}: {self.ended}")
-            room = min(connection.local_flow_control_window(self.stream_id), connection.max_outbound_frame_size, len(view))
+            room = min(
+                connection.local_flow_control_window(self.stream_id), connection.max_outbound_frame_size, len(view)
+            )
             if room <= 0:
                 self.writable.clear()
                 self.session.blocked.add(self)
@@ -125,12 +128,15 @@ class H2Session(Session):
         self.goaway_seen = asyncio.Event()
         self.failure: Exception | None = None
         self.owed = 0
+        self.credit = 1 << 30
         self.pings = 0
         self.reader: asyncio.Task[None] | None = None
         self.lock = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, endpoint: Endpoint, window: int = WINDOW, validate: bool = True) -> H2Session:
+    async def connect(
+        cls, endpoint: Endpoint, window: int = WINDOW, validate: bool = True, credit: int = 1 << 30
+    ) -> H2Session:
         wire: Wire
         if endpoint.authority_file is None:
             wire = await TcpWire.connect(endpoint.host, endpoint.port)
@@ -143,7 +149,9 @@ class H2Session(Session):
         values = {codes.ENABLE_PUSH: 0, codes.INITIAL_WINDOW_SIZE: window, codes.MAX_HEADER_LIST_SIZE: 65536}
         session.connection.local_settings = h2.settings.Settings(client=True, initial_values=values)
         session.connection.initiate_connection()
-        session.connection.increment_flow_control_window((1 << 30) - 65535)
+        session.credit = credit
+        if credit > 65535:
+            session.connection.increment_flow_control_window(credit - 65535)
         await session.flush()
         session.reader = asyncio.create_task(session.read())
         await asyncio.wait_for(session.settled.wait(), 10)
@@ -153,10 +161,8 @@ class H2Session(Session):
     async def flush(self) -> None:
         async with self.lock:
             if data := self.connection.data_to_send():
-                try:
+                with contextlib.suppress(ConnectionError, OSError):
                     await self.wire.send(data)
-                except (ConnectionError, OSError):
-                    pass
 
     async def read(self) -> None:
         try:
@@ -207,7 +213,7 @@ class H2Session(Session):
             stream.head.set_result(self.head(event.headers))
         elif isinstance(event, h2.events.DataReceived):
             self.owed += event.flow_controlled_length
-            if self.owed >= 1 << 24:
+            if self.owed >= self.credit >> 6:
                 self.connection.increment_flow_control_window(self.owed)
                 self.owed = 0
             if event.data:
@@ -236,7 +242,12 @@ class H2Session(Session):
             assert request.authority is not None
             return [(":method", "CONNECT"), (":authority", request.authority)]
         assert request.path is not None
-        head = [(":method", request.method), (":scheme", scheme), (":path", request.path), (":authority", request.authority or self.endpoint.authority)]
+        head = [
+            (":method", request.method),
+            (":scheme", scheme),
+            (":path", request.path),
+            (":authority", request.authority or self.endpoint.authority),
+        ]
         if request.token is not None:
             head[0] = (":method", "CONNECT")
             head.append((":protocol", request.token))
@@ -257,10 +268,8 @@ class H2Session(Session):
 
     async def close(self) -> None:
         if self.failure is None and self.wire.end is None:
-            try:
+            with contextlib.suppress(h2.exceptions.ProtocolError):
                 self.connection.close_connection()
-            except h2.exceptions.ProtocolError:
-                pass
             await self.flush()
         if self.reader is not None:
             self.reader.cancel()

@@ -144,7 +144,8 @@ class H3Tunnel(Tunnel):
                 self.received += len(payload)
                 self.chunks.append(payload)
         if end:
-            assert not self.frames.buffer and not self.frames.data_left, "the stream ended inside a frame"
+            inside = bool(self.frames.buffer) or self.frames.data_left > 0
+            assert not inside, "the stream ended inside a frame"
             self.finished(CLEAN)
         self.changed.set()
 
@@ -209,6 +210,7 @@ class H3Session(Session):
         preface: bytes | None = None,
         *,
         window: int = 1 << 20,
+        answer_window: int | None = None,
         control: bool = True,
         wait: bool = True,
         **options: Any,
@@ -236,13 +238,18 @@ class H3Session(Session):
                     limits(builder=builder, space=space, stream=stream)
 
             quic._write_stream_limits = write_stream_limits
+            if answer_window is not None:
+                # The credit for what the relay sends on request streams, apart from its own streams.
+                quic._local_max_stream_data_bidi_local = answer_window
             protocol = Protocol(quic, **kwargs)
             protocol.session = session
             return protocol
 
-        session.protocol = await session.stack.enter_async_context(  # type: ignore[assignment]
+        found = await session.stack.enter_async_context(
             quic_connect(endpoint.host, endpoint.port, configuration=configuration, create_protocol=create)
         )
+        assert isinstance(found, Protocol)
+        session.protocol = found
         if control:
             session.open_uni(0x00, settings({H3_DATAGRAM: 1}) if preface is None else preface)
         if wait:
@@ -284,17 +291,16 @@ class H3Session(Session):
             self.datagrams.append(event.data)
         elif isinstance(event, events.StreamDataReceived):
             if event.stream_id % 4 == 0:
-                if stream := self.streams.get(event.stream_id):
-                    stream.feed(event.data, event.end_stream)
+                if request := self.streams.get(event.stream_id):
+                    request.feed(event.data, event.end_stream)
             else:
                 self.feed_uni(event.stream_id, event.data)
         elif isinstance(event, events.StreamReset):
-            if stream := self.streams.get(event.stream_id):
-                stream.finished(End("reset", event.error_code))
-        elif isinstance(event, events.StopSendingReceived):
-            if stream := self.streams.get(event.stream_id):
-                stream.stopped = event.error_code
-                stream.stopped_seen.set()
+            if request := self.streams.get(event.stream_id):
+                request.finished(End("reset", event.error_code))
+        elif isinstance(event, events.StopSendingReceived) and (request := self.streams.get(event.stream_id)):
+            request.stopped = event.error_code
+            request.stopped_seen.set()
 
     def feed_uni(self, stream_id: int, data: bytes) -> None:
         if stream_id not in self.uni_kind:
@@ -327,7 +333,12 @@ class H3Session(Session):
             assert request.authority is not None
             return [(":method", "CONNECT"), (":authority", request.authority)]
         assert request.path is not None
-        head = [(":method", request.method), (":scheme", "https"), (":authority", request.authority or self.endpoint.authority), (":path", request.path)]
+        head = [
+            (":method", request.method),
+            (":scheme", "https"),
+            (":authority", request.authority or self.endpoint.authority),
+            (":path", request.path),
+        ]
         if request.token is not None:
             head[0] = (":method", "CONNECT")
             head.append((":protocol", request.token))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from .flow import Flow
@@ -47,7 +47,9 @@ async def connect(process: RelayProcess, transport: str, **options: Any) -> Sess
 
 
 @asynccontextmanager
-async def established(process: RelayProcess, transport: str, protocol: str, **options: Any) -> AsyncIterator[tuple[Flow, Connection]]:
+async def established(
+    process: RelayProcess, transport: str, protocol: str, **options: Any
+) -> AsyncIterator[tuple[Flow, Connection]]:
     """A tunnel to a target that the test plays itself: (client's flow, target's connection)."""
     async with Target() as target, await connect(process, transport, **options) as session:
         tunnel = await session.open(tunnel_request(protocol, target.host, target.port))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,9 +175,3 @@ class Session(ABC):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-async def iterate(tunnel: Tunnel) -> AsyncIterator[bytes]:
-    """The chunks of a data stream."""
-    while data := await tunnel.recv():
-        yield data

@@ -27,7 +27,10 @@ class NameServer:
         self.silent = {"silent.test"}
         self.queries: list[tuple[str, int]] = []
         self.udp, self.tcp, self.port = self.bind()
-        self.threads = [threading.Thread(target=self.serve_udp, daemon=True), threading.Thread(target=self.serve_tcp, daemon=True)]
+        self.threads = [
+            threading.Thread(target=self.serve_udp, daemon=True),
+            threading.Thread(target=self.serve_tcp, daemon=True),
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -108,5 +111,7 @@ class NameServer:
             # A zero-second SOA: failures must not be remembered from one test to the next.
             data = b"\x00\x00" + struct.pack("!IIIII", 1, 1, 1, 1, 0)
             authority = b"\x00" + struct.pack("!HHIH", SOA, 1, 0, len(data)) + data
-        header = struct.pack("!HHHHHH", identity, 0x8580 | (flags & 0x0100) | rcode, 1, len(answers), 1 if authority else 0, 0)
+        header = struct.pack(
+            "!HHHHHH", identity, 0x8580 | (flags & 0x0100) | rcode, 1, len(answers), 1 if authority else 0, 0
+        )
         return header + question + b"".join(answers) + authority

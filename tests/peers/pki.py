@@ -39,7 +39,9 @@ class Authority:
             .not_valid_after(now + datetime.timedelta(days=2))
         )
 
-    def issue(self, stem: str, *, names: tuple[str, ...] = (), common_name: str | None = None, client: bool = False) -> tuple[Path, Path]:
+    def issue(
+        self, stem: str, *, names: tuple[str, ...] = (), common_name: str | None = None, client: bool = False
+    ) -> tuple[Path, Path]:
         """A certificate for these names (DNS names or addresses): (chain, key) files."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
@@ -51,7 +53,9 @@ class Authority:
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
         )
         if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=not common_name)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([general_name(name) for name in names]), critical=not common_name
+            )
         certificate = builder.sign(self.key, hashes.SHA256())
         chain, private = self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
         chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -67,7 +67,9 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 class RelayProcess:
     """`python -m relay serve -c …`."""
 
-    def __init__(self, folder: Path, configuration: dict[str, Any], authority: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, configuration: dict[str, Any], authority: Path | None = None, **environment: str
+    ) -> None:
         self.folder = folder
         self.authority = authority
         self.file = folder / "relay.toml"
@@ -134,7 +136,7 @@ class RelayProcess:
     @property
     def descriptors(self) -> int:
         """Open file descriptors."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     async def settled_descriptors(self, expected: int, timeout: float = 10) -> int:
         """The number of descriptors once it is down to `expected`, or after the time-out."""
@@ -145,6 +147,11 @@ class RelayProcess:
     def resident(self) -> int:
         """Resident memory in bytes."""
         return self.status("VmRSS")
+
+    @property
+    def threads(self) -> int:
+        """Running threads."""
+        return self.status("Threads") // 1024
 
     @property
     def peak(self) -> int:

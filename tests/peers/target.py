@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 
 from .wire import TcpWire
+
+TCP_CLOSE = 7  # of the kernel's tcp_states.h
 
 Serve = Callable[["Connection"], Awaitable[None]]
 
@@ -22,6 +25,11 @@ class Connection(TcpWire):
             parts += data
         return bytes(parts)
 
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is closed as the kernel sees it, whatever is still to be read."""
+        return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE
+
     async def read_to_end(self) -> bytes:
         """Everything up to FIN or RST; `end` tells which."""
         parts = bytearray()
@@ -33,14 +41,21 @@ class Connection(TcpWire):
 class Target:
     """A listening socket on loopback."""
 
-    def __init__(self, serve: Serve | None = None, host: str = "127.0.0.1", backlog: int = 4096, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        serve: Serve | None = None,
+        host: str = "127.0.0.1",
+        backlog: int = 4096,
+        receive_buffer: int | None = None,
+        port: int = 0,
+    ) -> None:
         self.serve = serve
         self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.setblocking(False)
-        self.sock.bind((host, 0))
+        self.sock.bind((host, port))
         self.sock.listen(backlog)
         self.host, self.port = self.sock.getsockname()[:2]
         self.accepted = 0
@@ -110,22 +125,45 @@ def unused_port(host: str = "127.0.0.1") -> int:
 class BlackHole:
     """A listener whose accept queue is full: connection attempts get no answer at all."""
 
-    def __init__(self) -> None:
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.listener = socket.socket(family)
+        self.listener.bind((host, 0))
         self.listener.listen(0)
         self.port = self.listener.getsockname()[1]
         self.fillers: list[socket.socket] = []
+        self.admitted: list[Connection] = []
         for _ in range(4):
-            filler = socket.socket()
+            filler = socket.socket(family)
             filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", self.port))
+            filler.connect_ex((host, self.port))
             self.fillers.append(filler)
+
+    async def admit(self, handle: Callable[[Connection], Awaitable[None]]) -> None:
+        """Takes whoever comes from now on, until cancelled."""
+        self.listener.setblocking(False)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                sock, _ = await asyncio.get_running_loop().sock_accept(self.listener)
+                connection = Connection(sock)
+                self.admitted.append(connection)
+                group.create_task(self.run(handle, connection))
+
+    @staticmethod
+    async def run(handle: Callable[[Connection], Awaitable[None]], connection: Connection) -> None:
+        with contextlib.suppress(OSError):
+            await handle(connection)
 
     def __enter__(self) -> BlackHole:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the sockets back."""
         for filler in self.fillers:
             filler.close()
+        for connection in self.admitted:
+            connection.sock.close()
         self.listener.close()

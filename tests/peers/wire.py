@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import struct
@@ -92,7 +93,9 @@ class TcpWire(Wire):
 class TlsWire(Wire):
     """TLS over a `TcpWire` through memory BIOs, so that nothing hides a missing close_notify."""
 
-    def __init__(self, tcp: TcpWire, context: ssl.SSLContext, server_name: str | None, server_side: bool = False) -> None:
+    def __init__(
+        self, tcp: TcpWire, context: ssl.SSLContext, server_name: str | None, server_side: bool = False
+    ) -> None:
         self.tcp = tcp
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=server_side, server_hostname=server_name)
@@ -100,7 +103,11 @@ class TlsWire(Wire):
 
     @classmethod
     async def connect(
-        cls, endpoint: Endpoint, alpn: list[str], receive_buffer: int | None = None, maximum: ssl.TLSVersion | None = None
+        cls,
+        endpoint: Endpoint,
+        alpn: list[str],
+        receive_buffer: int | None = None,
+        maximum: ssl.TLSVersion | None = None,
     ) -> TlsWire:
         wire = cls(
             await TcpWire.connect(endpoint.host, endpoint.port, receive_buffer),
@@ -178,15 +185,11 @@ class TlsWire(Wire):
         if data := self.decrypt():
             self.ready.append(data)
         if self.end is None:
-            try:
+            with contextlib.suppress(ssl.SSLWantReadError):
                 self.tls.unwrap()
-            except ssl.SSLWantReadError:
-                pass
         else:
-            try:
+            with contextlib.suppress(ssl.SSLError):
                 self.tls.unwrap()
-            except ssl.SSLError:
-                pass
         await self.flush()
 
     async def abort(self) -> None:
@@ -201,7 +204,10 @@ class TlsWire(Wire):
 
 
 def client_context(
-    authority: Path | None, alpn: list[str], certificate: tuple[Path, Path] | None = None, maximum: ssl.TLSVersion | None = None
+    authority: Path | None,
+    alpn: list[str],
+    certificate: tuple[Path, Path] | None = None,
+    maximum: ssl.TLSVersion | None = None,
 ) -> ssl.SSLContext:
     """TLS towards the relay: its certificate is verified."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -28,6 +28,11 @@ pub struct Question {
 pub enum Decision {
     /// Go on to the rules.
     Allow,
+    /// No decision could be had: refuse with 503 this time, and ask again the next.
+    Failed {
+        /// Shown to the client in the problem document.
+        reason: String,
+    },
     /// Refuse with this status (4xx or 5xx) and reason.
     Deny {
         /// HTTP status.

@@ -96,7 +96,7 @@ impl Engine {
         let lost = Arc::new(AtomicU64::new(0));
         let (log, writer) =
             AccessLog::open(&config.log, lost.clone()).map_err(|fault| StartError(vec![fault]))?;
-        let generation = Generation::compile(&config, 0, log).map_err(StartError)?;
+        let generation = Generation::compile(&config, 0).map_err(StartError)?;
         let mut faults = Vec::new();
         let mut sockets = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
@@ -117,7 +117,7 @@ impl Engine {
                 tls: listener.certificate.is_some(),
             })
             .collect();
-        let shared = Arc::new(Shared::new(generation, workers, decider, lost));
+        let shared = Arc::new(Shared::new(generation, log, workers, decider, lost));
         let engine = Self {
             shared: shared.clone(),
             bound,
@@ -215,20 +215,17 @@ impl Engine {
             return Err(StartError(faults));
         }
         let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = Generation::compile(&config, reloads.number + 1).map_err(StartError)?;
         // A file is opened anew, so that a rotated log is let go of.
-        let log = if config.log.access == reloads.log.access
-            && matches!(config.log.access.as_str(), "" | "-")
-        {
-            self.shared.generation.load().log.clone()
-        } else {
+        let same = config.log.access == reloads.log.access;
+        if !(same && matches!(config.log.access.as_str(), "" | "-")) {
             let lost = self.shared.log_lines_lost.clone();
             let (log, writer) =
                 AccessLog::open(&config.log, lost).map_err(|fault| StartError(vec![fault]))?;
+            self.shared.log.store(Arc::new(log));
+            reloads.writers.retain(|writer| !writer.is_finished());
             reloads.writers.extend(writer);
-            log
-        };
-        let generation =
-            Generation::compile(&config, reloads.number + 1, log).map_err(StartError)?;
+        }
         reloads.number += 1;
         reloads.log = config.log;
         self.shared.generation.store(Arc::new(generation));
@@ -262,7 +259,7 @@ impl Engine {
         for thread in threads {
             let _ = thread.join();
         }
-        self.shared.generation.load().log.close();
+        self.shared.log.load().close();
         let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
         let until = Instant::now() + LAST_LINES;
         for writer in reloads.writers.drain(..) {

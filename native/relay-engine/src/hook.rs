@@ -74,11 +74,11 @@ pub async fn ask(
     if let Some(decision) = cache.get(&key, asked) {
         return decision;
     }
+    let failed = |reason: &str| Decision::Failed {
+        reason: reason.into(),
+    };
     let Some(decider) = decider else {
-        return Decision::Deny {
-            status: 503,
-            reason: "the policy hook is not there to ask".into(),
-        };
+        return failed("the policy hook is not there to ask");
     };
     metrics.hook_questions.add(1);
     let (sender, receiver) = oneshot::channel();
@@ -88,20 +88,15 @@ pub async fn ask(
         .hook_wait_us
         .add(u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX));
     match answer {
+        Ok(Ok(failure @ Decision::Failed { .. })) => failure,
         Ok(Ok(decision)) => {
             cache.put(key, &decision, asked);
             decision
         }
-        Ok(Err(_)) => Decision::Deny {
-            status: 503,
-            reason: "the policy hook failed".into(),
-        },
+        Ok(Err(_)) => failed("the policy hook failed"),
         Err(_) => {
             metrics.hook_timeouts.add(1);
-            Decision::Deny {
-                status: 503,
-                reason: "the policy hook gave no answer in time".into(),
-            }
+            failed("the policy hook gave no answer in time")
         }
     }
 }

@@ -5,11 +5,12 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 /// Bytes kept free in front of a payload: 16 for a capsule header, 9 for an HTTP/3 frame header, rounded up.
 pub const HEADROOM: usize = 32;
@@ -47,34 +48,60 @@ pub fn unaccount(bytes: usize) {
 #[derive(Debug)]
 pub struct Buffer {
     storage: Option<Box<[u8]>>,
-    backlog: Option<Backlog>,
+    hold: Option<Hold>,
 }
 
-/// Counts the buffers that a transport was given and has not let go of yet.
+/// Counts the chunks that a transport was given and has not let go of yet.
 #[derive(Debug, Clone, Default)]
-pub struct Backlog(Arc<()>);
+pub struct Backlog(Arc<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    chunks: AtomicUsize,
+    waiting: AtomicBool,
+    fewer: Notify,
+}
 
 impl Backlog {
-    /// Buffers that are still held.
+    /// Chunks that are still held.
     pub fn held(&self) -> usize {
-        Arc::strong_count(&self.0) - 1
+        self.0.chunks.load(Ordering::Acquire)
     }
 
-    /// Waits until fewer than `most` buffers are held.
+    /// Waits until fewer than `most` chunks are held. One waiter at a time.
     pub async fn below(&self, most: usize) {
-        // Reached only by many small chunks at a time: while this waits the next ones gather into one.
-        while self.held() >= most {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        loop {
+            let fewer = self.0.fewer.notified();
+            self.0.waiting.store(true, Ordering::Release);
+            if self.held() < most {
+                self.0.waiting.store(false, Ordering::Release);
+                return;
+            }
+            fewer.await;
         }
     }
 
     /// Waits, not longer than `limit`, until nothing is held.
     pub async fn drained(&self, limit: Duration) {
-        // Transports tell nobody when they drop a chunk. This wait happens once, at the end of a broken tunnel.
-        let until = Instant::now() + limit;
-        tokio::task::yield_now().await;
-        while self.held() > 0 && Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+        let _ = timeout(limit, self.below(1)).await;
+    }
+
+    fn hold(&self) -> Hold {
+        self.0.chunks.fetch_add(1, Ordering::AcqRel);
+        Hold(self.clone())
+    }
+}
+
+/// One chunk's place in a backlog.
+#[derive(Debug)]
+struct Hold(Backlog);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let held = &self.0.0;
+        held.chunks.fetch_sub(1, Ordering::AcqRel);
+        if held.waiting.load(Ordering::Acquire) {
+            held.fewer.notify_one();
         }
     }
 }
@@ -88,7 +115,7 @@ impl Buffer {
             .unwrap_or_else(|| vec![0; SIZE].into_boxed_slice());
         Self {
             storage: Some(storage),
-            backlog: None,
+            hold: None,
         }
     }
 
@@ -122,10 +149,10 @@ impl Buffer {
         if end - start < WORTH_KEEPING {
             return Bytes::from_owner(Few {
                 bytes: self.as_ref()[start..end].into(),
-                _backlog: backlog.clone(),
+                _hold: backlog.hold(),
             });
         }
-        self.backlog = Some(backlog.clone());
+        self.hold = Some(backlog.hold());
         self.freeze(start, end)
     }
 }
@@ -133,7 +160,7 @@ impl Buffer {
 /// A few bytes that were copied out of a buffer.
 struct Few {
     bytes: Box<[u8]>,
-    _backlog: Backlog,
+    _hold: Hold,
 }
 
 impl AsRef<[u8]> for Few {

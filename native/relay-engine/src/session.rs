@@ -15,7 +15,7 @@ use futures_util::future::{Either, select};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use tokio::time::timeout;
 
-use crate::access_log::{self, Record};
+use crate::access_log::{self, AccessLog, Record};
 use crate::auth::Outcome as Known;
 use crate::decide::{Decision, Question};
 use crate::egress::{Dialled, dial};
@@ -69,7 +69,7 @@ struct Entry<'a> {
 impl Entry<'_> {
     fn write(
         &self,
-        generation: &Generation,
+        log: &AccessLog,
         status: u16,
         error: Option<ProxyError>,
         end: &str,
@@ -79,7 +79,7 @@ impl Entry<'_> {
             Ok(target) => target.to_string(),
             Err(_) => String::new(),
         };
-        generation.log.write(&Record {
+        log.write(&Record {
             time: access_log::now(),
             protocol: self.request.protocol.name,
             http: self.http,
@@ -154,7 +154,7 @@ pub async fn handle<E: Exchange>(
         Ok(None) => {
             entry.setup = began.elapsed();
             return entry.write(
-                &generation,
+                &worker.shared.log.load(),
                 0,
                 None,
                 "client gone before the answer",
@@ -178,7 +178,7 @@ pub async fn handle<E: Exchange>(
                 ref detail,
                 ..
             } = refused.reject;
-            entry.write(&generation, status, error, detail, (0, 0));
+            entry.write(&worker.shared.log.load(), status, error, detail, (0, 0));
             return refuse(&generation, exchange, answer).await;
         }
     };
@@ -220,7 +220,7 @@ pub async fn handle<E: Exchange>(
     let accepted = timeout(generation.limits.header_timeout, accepting).await;
     let Ok(Ok((recv, send))) = accepted else {
         return entry.write(
-            &generation,
+            &worker.shared.log.load(),
             0,
             None,
             "client gone before the answer",
@@ -235,6 +235,8 @@ pub async fn handle<E: Exchange>(
         idle: generation.limits.idle_timeout,
         buffer: generation.limits.buffer_per_tunnel,
     };
+    // A tunnel keeps nothing of a configuration that a reload has replaced.
+    drop(generation);
     let stop = worker.reached(Phase::Stopping);
     let outcome = pump::run(
         request.tunnel(),
@@ -252,9 +254,8 @@ pub async fn handle<E: Exchange>(
         metrics.tunnels_aborted.add(1);
     }
     // The log of the moment, not of the beginning: a tunnel may outlive a log file.
-    let now = worker.shared.generation.load();
     entry.write(
-        &now,
+        &worker.shared.log.load(),
         status,
         None,
         &outcome.ended.to_string(),
@@ -421,6 +422,9 @@ async fn decide(
     .await;
     match decision {
         Decision::Allow => Ok(()),
+        Decision::Failed { reason } => Err(Reject::new(503, title(503), reason)
+            .with_error(ProxyError::HttpRequestDenied)
+            .into()),
         Decision::Deny { status, reason } => Err(Reject::new(status, title(status), reason)
             .with_error(ProxyError::HttpRequestDenied)
             .into()),

@@ -56,15 +56,13 @@ pub struct Generation {
     pub limits: Limits,
     /// Budget for tunnel buffers in bytes.
     pub memory: u64,
-    /// Where closed tunnels are written.
-    pub log: AccessLog,
     /// TLS of each listener; `None` = cleartext.
     pub tls: Vec<Option<ListenerTls>>,
 }
 
 impl Generation {
     /// Compiles `config`. Faults name the place.
-    pub fn compile(config: &Config, number: u64, log: AccessLog) -> Result<Self, Vec<String>> {
+    pub fn compile(config: &Config, number: u64) -> Result<Self, Vec<String>> {
         let mut faults = Vec::new();
         let routes = routes(config, &mut faults);
         let mut tls = Vec::new();
@@ -96,7 +94,6 @@ impl Generation {
             hook_cache: HookCache::new(config.policy.hook_cache),
             limits: config.limits.clone(),
             memory,
-            log,
             tls,
         })
     }
@@ -154,6 +151,8 @@ fn machine_memory() -> u64 {
 pub struct Shared {
     /// The current configuration.
     pub generation: ArcSwap<Generation>,
+    /// Where closed tunnels are written; its own, so that an old one ends with the reload, not with the last old tunnel.
+    pub log: ArcSwap<AccessLog>,
     /// One set of counters per worker.
     pub metrics: Vec<WorkerMetrics>,
     /// The control plane.
@@ -173,12 +172,14 @@ impl Shared {
     /// Starts in [`Phase::Running`].
     pub fn new(
         generation: Generation,
+        log: AccessLog,
         workers: usize,
         decider: Option<Arc<dyn Decider>>,
         log_lines_lost: Arc<AtomicU64>,
     ) -> Self {
         Self {
             generation: ArcSwap::from_pointee(generation),
+            log: ArcSwap::from_pointee(log),
             metrics: (0..workers).map(|_| WorkerMetrics::default()).collect(),
             decider,
             phase: watch::Sender::new(Phase::Running),

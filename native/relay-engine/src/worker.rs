@@ -209,8 +209,7 @@ async fn accept(
         spawn_local(async move {
             worker.metrics().connections_open.add(1);
             let open = OpenConnection(&worker);
-            let generation = worker.shared.generation.load_full();
-            connection(&worker, &generation, index, &http, peer, Wire::new(stream)).await;
+            connection(&worker, index, &http, peer, Wire::new(stream)).await;
             drop((open, slot));
         });
     }
@@ -228,14 +227,20 @@ impl Drop for OpenConnection<'_> {
 /// One TCP connection: TLS if the listener has it, then the version that the client speaks.
 async fn connection(
     worker: &Rc<Worker>,
-    generation: &Generation,
     index: usize,
     http: &[Http],
     mut peer: Peer,
     mut wire: Wire,
 ) {
-    let limit = generation.limits.header_timeout;
-    let Some(tls) = &generation.tls[index] else {
+    let (limit, tls) = {
+        let generation = worker.shared.generation.load();
+        let limit = generation.limits.header_timeout;
+        (
+            limit,
+            generation.tls[index].as_ref().map(|tls| tls.tcp.clone()),
+        )
+    };
+    let Some(tls) = tls else {
         let reading = speaks_h2(&mut wire, http);
         let Ok(Some((is_h2, read))) = timeout(limit, reading).await else {
             return;
@@ -246,7 +251,7 @@ async fn connection(
             h1::exchange::serve(worker, &peer, h1::Connection::new(wire, read)).await;
         };
     };
-    let acceptor = TlsAcceptor::from(tls.tcp.clone());
+    let acceptor = TlsAcceptor::from(tls);
     let Ok(Ok(stream)) = timeout(limit, acceptor.accept(ReadAhead::new(wire))).await else {
         return;
     };

@@ -68,8 +68,7 @@ impl Decider for Queue {
         if state.closed || full {
             state.overflows += u64::from(full);
             drop(state);
-            reply.send(Decision::Deny {
-                status: 503,
+            reply.send(Decision::Failed {
                 reason: "too many decisions are pending".into(),
             });
             return;
@@ -142,7 +141,7 @@ impl Bridge {
         Ok(batch)
     }
 
-    /// Answers one question; status 0 = allow. A number that is not open is ignored.
+    /// Answers one question; status 0 = allow, 1 = no decision could be had (503, not remembered). A number that is not open is ignored.
     #[pyo3(signature = (number, status = 0, reason = ""))]
     fn answer(&self, number: u64, status: u16, reason: &str) {
         let reply = self.queue.lock().asked.remove(&number);
@@ -199,12 +198,11 @@ impl Drop for Bridge {
 }
 
 fn decision(status: u16, reason: &str) -> Decision {
-    if status == 0 {
-        return Decision::Allow;
-    }
-    Decision::Deny {
-        status,
-        reason: reason.to_owned(),
+    let reason = reason.to_owned();
+    match status {
+        0 => Decision::Allow,
+        1 => Decision::Failed { reason },
+        status => Decision::Deny { status, reason },
     }
 }
 

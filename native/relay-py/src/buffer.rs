@@ -1,7 +1,5 @@
 //! Bytes from Python, whatever object holds them.
 
-use std::borrow::Cow;
-
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -24,9 +22,12 @@ impl Bytes<'_> {
         }
     }
 
-    /// The bytes, without a copy where they are ours already.
-    pub(crate) fn as_cow(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.as_slice())
+    /// As a Python object: the one that came, if it was `bytes`.
+    pub(crate) fn into_py_bytes(self, py: Python<'_>) -> Py<PyBytes> {
+        match self.0 {
+            Content::Shared(bytes) => bytes.unbind(),
+            Content::Copied(bytes) => PyBytes::new(py, &bytes).unbind(),
+        }
     }
 }
 

@@ -72,13 +72,10 @@ pub(crate) fn encode_capsule_header<'py>(
 }
 
 /// A whole capsule.
-#[pyclass(frozen, eq, module = "relay._native")]
-#[derive(PartialEq)]
+#[pyclass(frozen, get_all, module = "relay._native")]
 pub(crate) struct Capsule {
-    /// Capsule type.
-    #[pyo3(get)]
     kind: u64,
-    value: Vec<u8>,
+    value: Py<PyBytes>,
 }
 
 #[pymethods]
@@ -89,24 +86,20 @@ impl Capsule {
     }
 
     #[new]
-    fn new(kind: u64, value: Bytes<'_>) -> Self {
+    fn new(py: Python<'_>, kind: u64, value: Bytes<'_>) -> Self {
         Self {
             kind,
-            value: value.as_cow().into_owned(),
+            value: value.into_py_bytes(py),
         }
     }
 
-    #[getter]
-    fn value<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.value)
+    fn __eq__(&self, py: Python<'_>, other: &Self) -> bool {
+        self.kind == other.kind && self.value.as_bytes(py) == other.value.as_bytes(py)
     }
 
-    fn __repr__(&self) -> String {
-        format!(
-            "Capsule(kind={:#x}, value=<{} bytes>)",
-            self.kind,
-            self.value.len()
-        )
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let length = self.value.as_bytes(py).len();
+        format!("Capsule(kind={:#x}, value=<{length} bytes>)", self.kind)
     }
 }
 
@@ -139,11 +132,9 @@ impl CapsuleHeader {
 }
 
 /// A part of the value of the capsule whose header came before.
-#[pyclass(frozen, eq, module = "relay._native")]
-#[derive(PartialEq)]
+#[pyclass(frozen, get_all, module = "relay._native")]
 pub(crate) struct CapsuleValue {
-    data: Vec<u8>,
-    #[pyo3(get)]
+    data: Py<PyBytes>,
     remaining: u64,
 }
 
@@ -155,22 +146,21 @@ impl CapsuleValue {
     }
 
     #[new]
-    fn new(data: Bytes<'_>, remaining: u64) -> Self {
+    fn new(py: Python<'_>, data: Bytes<'_>, remaining: u64) -> Self {
         Self {
-            data: data.as_cow().into_owned(),
+            data: data.into_py_bytes(py),
             remaining,
         }
     }
 
-    #[getter]
-    fn data<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.data)
+    fn __eq__(&self, py: Python<'_>, other: &Self) -> bool {
+        self.remaining == other.remaining && self.data.as_bytes(py) == other.data.as_bytes(py)
     }
 
-    fn __repr__(&self) -> String {
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let length = self.data.as_bytes(py).len();
         format!(
-            "CapsuleValue(data=<{} bytes>, remaining={})",
-            self.data.len(),
+            "CapsuleValue(data=<{length} bytes>, remaining={})",
             self.remaining
         )
     }
@@ -212,13 +202,8 @@ impl CapsuleDecoder {
                 } => {
                     rest = &rest[consumed..];
                     if length == 0 {
-                        events.append(Bound::new(
-                            py,
-                            Capsule {
-                                kind,
-                                value: Vec::new(),
-                            },
-                        )?)?;
+                        let value = PyBytes::new(py, &[]).unbind();
+                        events.append(Bound::new(py, Capsule { kind, value })?)?;
                     } else if length <= self.whole {
                         self.collecting = Some((kind, Vec::new()));
                     } else {
@@ -234,22 +219,21 @@ impl CapsuleDecoder {
                     let remaining = remaining - taken as u64;
                     match self.collecting.take() {
                         None => {
-                            let data = value.to_vec();
+                            let data = PyBytes::new(py, value).unbind();
                             events.append(Bound::new(py, CapsuleValue { data, remaining })?)?;
+                        }
+                        Some((kind, so_far)) if remaining == 0 => {
+                            let value = if so_far.is_empty() {
+                                PyBytes::new(py, value)
+                            } else {
+                                PyBytes::new(py, &[&so_far, value].concat())
+                            };
+                            let value = value.unbind();
+                            events.append(Bound::new(py, Capsule { kind, value })?)?;
                         }
                         Some((kind, mut so_far)) => {
                             so_far.extend_from_slice(value);
-                            if remaining == 0 {
-                                events.append(Bound::new(
-                                    py,
-                                    Capsule {
-                                        kind,
-                                        value: so_far,
-                                    },
-                                )?)?;
-                            } else {
-                                self.collecting = Some((kind, so_far));
-                            }
+                            self.collecting = Some((kind, so_far));
                         }
                     }
                 }

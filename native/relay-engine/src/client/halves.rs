@@ -72,6 +72,10 @@ impl SendHalf for Send {
         each!(self, half => half.finish().await)
     }
 
+    fn delivered(&self) -> bool {
+        each!(self, half => half.delivered())
+    }
+
     async fn abort(&mut self, fault: Fault) {
         each!(self, half => half.abort(fault).await);
     }

@@ -8,7 +8,7 @@ mod splice;
 mod stream;
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -143,6 +143,8 @@ struct Tunnel<'a> {
     target: Target,
     up: Cell<u64>,
     down: Cell<u64>,
+    /// The target's connection is known to be broken. A socket tells that only once: afterwards its end looks like a FIN.
+    broken: Cell<bool>,
     /// FIN was sent to the target.
     fin_sent: Cell<bool>,
     fin_sent_wake: Notify,
@@ -303,6 +305,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         },
         up: Cell::new(0),
         down: Cell::new(0),
+        broken: Cell::new(false),
         fin_sent: Cell::new(false),
         fin_sent_wake: Notify::new(),
         piped: RefCell::new(None),
@@ -320,6 +323,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
     let ended = match result {
         Ok(()) => {
             tunnel.target.clean.set(true);
+            recv.ended();
             Ended::Clean
         }
         Err(ended) => {
@@ -352,34 +356,62 @@ async fn both_directions<R: RecvHalf, S: SendHalf>(
     send: &mut S,
 ) -> Result<(), Ended> {
     let up = std::pin::pin!(up(tunnel, recv));
-    let down = std::pin::pin!(down(tunnel, send));
+    // Gives `send` back when it is done: the client's leaving is watched for until the end.
+    let down = std::pin::pin!(async { (down(tunnel, send).await, send) });
     match select(up, down).await {
-        Either::Left((Ok(()), down)) => down.await,
+        Either::Left((Ok(()), down)) => down.await.0,
         // The target takes no more, but what it sent before may still be there to be read.
         Either::Left((Err(Ended::TargetGone), down)) => {
             let _ = timeout(FLUSH, down).await;
             Err(Ended::TargetGone)
         }
-        // The tunnel is over in both directions: a client that does not end its own is left behind.
-        Either::Right((Ok(()), up)) if tunnel.fin_sent.get() => {
-            timeout(LAST_WORD, up).await.unwrap_or(Ok(()))
-        }
-        Either::Right((Ok(()), up)) => {
-            match select(up, std::pin::pin!(tunnel.target_failed())).await {
-                Either::Left((result, _)) => result,
-                Either::Right((ended, _)) => Err(ended),
+        Either::Right(((Ok(()), send), up)) => rest(tunnel, up, send).await,
+        Either::Left((fault, _)) | Either::Right(((fault, _), _)) => fault,
+    }
+}
+
+/// The client-to-target direction after the other one ended.
+async fn rest<S: SendHalf>(
+    tunnel: &Tunnel<'_>,
+    mut up: impl Future<Output = Result<(), Ended>> + Unpin,
+    send: &mut S,
+) -> Result<(), Ended> {
+    loop {
+        let pause = async {
+            if tunnel.fin_sent.get() {
+                sleep(LAST_WORD).await;
+            } else {
+                pending().await
             }
+        };
+        tokio::select! {
+            biased;
+            result = &mut up => return result,
+            ended = tunnel.target_failed(), if !tunnel.fin_sent.get() => return Err(ended),
+            // A client that has everything may leave as it likes.
+            gone = send.gone() => return match tunnel.fin_sent.get() && send.delivered() {
+                true => Ok(()),
+                false => Err(gone.into()),
+            },
+            // The tunnel is over in both directions. A client that took everything and does not end its own direction is
+            // left behind; one that is slow to take it has until the tunnel counts as idle.
+            () = pause => if send.delivered() {
+                return Ok(());
+            },
         }
-        Either::Left((fault, _)) | Either::Right((fault, _)) => fault,
     }
 }
 
 async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
-    if recv.socket().is_some() {
+    let result = if recv.socket().is_some() {
         splice::up(tunnel, recv).await
     } else {
         stream::up(tunnel, recv).await
+    };
+    if result == Err(Ended::TargetGone) {
+        tunnel.broken.set(true);
     }
+    result
 }
 
 async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ended> {
@@ -387,6 +419,9 @@ async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ende
         splice::down(tunnel, send).await?;
     } else {
         stream::down(tunnel, send).await?;
+    }
+    if tunnel.broken.get() {
+        return Err(Ended::TargetGone);
     }
     tunnel.target_ended(send).await
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::StreamTunnel;
 use futures_util::future::{Either, select};
-use rustix::net::{SendFlags, send as send_message};
+use rustix::net::{RecvFlags, SendFlags, recv, send as send_message};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -28,9 +28,9 @@ fn would_block(error: &io::Error) -> bool {
 }
 
 /// Client to target until the client's data stream ends.
-pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
-    let Some(client) = recv.socket() else {
-        return stream::up(tunnel, recv).await;
+pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, half: &mut R) -> Result<(), Ended> {
+    let Some(client) = half.socket() else {
+        return stream::up(tunnel, half).await;
     };
     let mut payload = Vec::new();
     let mut turn = Turn::default();
@@ -40,8 +40,14 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
         // The rest of a long payload goes the way of its beginning.
         if pending >= WORTH_SPLICING || (long && pending > 0) {
             match splice_up(tunnel, client, pending).await? {
-                Some(0) => break,
-                Some(moved) => {
+                Moved::End => break,
+                Moved::Copied(chunk) => {
+                    turn.moved(chunk.len()).await;
+                    take(tunnel, chunk, &mut payload).await?;
+                    write(tunnel, &mut payload).await?;
+                    continue;
+                }
+                Moved::Spliced(moved) => {
                     tunnel.machine.borrow_mut().advance(moved);
                     // The end of the payload may also be the end of the direction.
                     take(tunnel, Bytes::new(), &mut payload).await?;
@@ -51,7 +57,7 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
                     continue;
                 }
                 // No pipe to be had: copy.
-                None => long = false,
+                Moved::NoPipe => long = false,
             }
         }
         if tunnel.piped.borrow().is_none() {
@@ -100,17 +106,24 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
         }
     }
     flush(tunnel).await?;
-    recv.ended();
+    half.ended();
     tunnel.client_ended()
 }
 
-/// Moves payload from the client into the pipe; `Some(0)` is the client's end, `None` means there is no pipe. What is in the
-/// pipe leaves once it is full or the client pauses: short capsules reach the target as long writes.
-async fn splice_up(
-    tunnel: &Tunnel<'_>,
-    client: &TcpStream,
-    most: u64,
-) -> Result<Option<u64>, Ended> {
+/// What became of an attempt to splice.
+enum Moved {
+    /// So many bytes are in the pipe.
+    Spliced(u64),
+    /// Splicing stops at urgent data; these bytes, urgent ones left out, were read past it.
+    Copied(Bytes),
+    /// The client sent FIN.
+    End,
+    /// There is no pipe to be had.
+    NoPipe,
+}
+
+/// Moves payload from the client into the pipe. What is in the pipe leaves once it is full or the client pauses: short capsules reach the target as long writes.
+async fn splice_up(tunnel: &Tunnel<'_>, client: &TcpStream, most: u64) -> Result<Moved, Ended> {
     let piped = tunnel.piped.borrow_mut().take();
     if let Some(mut pipe) = piped {
         let room = tunnel.pipe_limit.saturating_sub(pipe.held());
@@ -123,28 +136,41 @@ async fn splice_up(
         };
         tunnel.piped.borrow_mut().replace(pipe);
         match filled {
-            Ok(moved) if moved > 0 => return Ok(Some(moved as u64)),
+            Ok(moved) if moved > 0 => return Ok(Moved::Spliced(moved as u64)),
             // A socket tells its error only once.
             Err(error) if !would_block(&error) => return Err(Ended::ClientGone),
             // Full, empty or at the end: which one shows once the pipe is empty.
             _ => flush(tunnel).await?,
         }
     }
-    let filled = loop {
-        client.readable().await.map_err(|_| Ended::ClientGone)?;
+    loop {
         match fill_now(client, most, tunnel.pipe_limit) {
-            Ok(filled) => break filled,
+            Ok(Some((_, 0))) => return Ok(Moved::End),
+            Ok(Some((pipe, moved))) => {
+                tunnel.piped.borrow_mut().replace(pipe);
+                return Ok(Moved::Spliced(moved as u64));
+            }
+            Ok(None) => return Ok(Moved::NoPipe),
             Err(error) if would_block(&error) => {}
             Err(_) => return Err(Ended::ClientGone),
         }
-    };
-    let Some((pipe, moved)) = filled else {
-        return Ok(None);
-    };
-    if moved > 0 {
-        tunnel.piped.borrow_mut().replace(pipe);
+        match receive(client) {
+            Ok((_, 0)) => return Ok(Moved::End),
+            Ok((buffer, length)) => {
+                return Ok(Moved::Copied(buffer.freeze(HEADROOM, HEADROOM + length)));
+            }
+            Err(error) if would_block(&error) => {}
+            Err(_) => return Err(Ended::ClientGone),
+        }
+        client.readable().await.map_err(|_| Ended::ClientGone)?;
     }
-    Ok(Some(moved as u64))
+}
+
+/// Reads whatever there is, not through the socket's readiness: past urgent data, where splicing sees nothing to move.
+fn receive(from: &TcpStream) -> io::Result<(Buffer, usize)> {
+    let mut buffer = Buffer::take();
+    let (length, _) = recv(from, buffer.payload_mut(PAYLOAD), RecvFlags::DONTWAIT)?;
+    Ok((buffer, length))
 }
 
 /// Moves everything in the pipe to the target.
@@ -185,23 +211,13 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
     let target = tunnel.tcp();
     let mut turn = Turn::default();
     loop {
-        {
-            let readable = std::pin::pin!(target.readable());
-            let gone = std::pin::pin!(send.gone());
-            match select(readable, gone).await {
-                Either::Left((ready, _)) => ready.map_err(|_| Ended::TargetGone)?,
-                Either::Right((gone, _)) => return Err(gone.into()),
-            }
-        }
         let Some(client) = send.socket() else {
             return stream::down(tunnel, send).await;
         };
-        let Ok(mut pipe) = Loan::take(tunnel.pipe_limit) else {
-            return stream::down(tunnel, send).await;
-        };
-        match target.try_io(Interest::READABLE, || pipe.fill(target, tunnel.pipe_limit)) {
-            Ok(0) => return Ok(()),
-            Ok(length) => {
+        let most = tunnel.pipe_limit as u64;
+        match fill_now(target, most, tunnel.pipe_limit) {
+            Ok(Some((_, 0))) => return Ok(()),
+            Ok(Some((mut pipe, length))) => {
                 let mut header = [0; MAX_HEADER];
                 let size = tunnel
                     .machine
@@ -218,9 +234,26 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                 }
                 drop(pipe);
                 turn.moved(length).await;
+                continue;
+            }
+            Ok(None) => return stream::down(tunnel, send).await,
+            Err(error) if would_block(&error) => {}
+            Err(_) => return Err(Ended::TargetGone),
+        }
+        match receive(target) {
+            Ok((_, 0)) => return Ok(()),
+            Ok((buffer, length)) => {
+                stream::forward(tunnel, send, buffer, length, PAYLOAD + HEADROOM).await?;
+                continue;
             }
             Err(error) if would_block(&error) => {}
             Err(_) => return Err(Ended::TargetGone),
+        }
+        let readable = std::pin::pin!(target.readable());
+        let gone = std::pin::pin!(send.gone());
+        match select(readable, gone).await {
+            Either::Left((ready, _)) => ready.map_err(|_| Ended::TargetGone)?,
+            Either::Right((gone, _)) => return Err(gone.into()),
         }
     }
 }

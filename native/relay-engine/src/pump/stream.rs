@@ -2,13 +2,13 @@
 //! that header and payload leave as one chunk.
 
 use std::io::{ErrorKind, IoSlice};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::splice::flush;
 use super::{Ended, Tunnel, Turn};
@@ -17,6 +17,9 @@ use crate::transport::{RecvHalf, SendHalf};
 
 /// Slices of one `writev`.
 const SLICES: usize = 64;
+
+/// How often a client is looked after while the target takes nothing.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Client to target until the client's data stream ends.
 pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
@@ -29,7 +32,17 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result
             received += chunk.len();
             take(tunnel, chunk, &mut payload).await?;
         }
-        write(tunnel, &mut payload).await?;
+        {
+            let mut writing = std::pin::pin!(write(tunnel, &mut payload));
+            loop {
+                match timeout(LOOK, &mut writing).await {
+                    Ok(written) => break written?,
+                    //= rfc9114 §4.4 connect-reset
+                    Err(_) if recv.lost() => return Err(Ended::ClientGone),
+                    Err(_) => {}
+                }
+            }
+        }
         recv.release(received);
         turn.moved(received).await;
     }
@@ -122,17 +135,7 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                 return Ok(());
             }
             Ok(length) => {
-                if length < limit {
-                    drained(tcp);
-                }
-                let mut header = [0; MAX_HEADER];
-                let size = tunnel
-                    .machine
-                    .borrow_mut()
-                    .outbound_header(length, &mut header);
-                let start = buffer.prepend(HEADROOM, &header[..size]);
-                send_all(send, buffer, start, HEADROOM + length, room).await?;
-                tunnel.moved_down(length);
+                forward(tunnel, send, buffer, length, room).await?;
                 turn.moved(length).await;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => send.unready(),
@@ -141,11 +144,23 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
     }
 }
 
-/// A short read emptied the socket: waits for the next event instead of reading once more in vain.
-fn drained(tcp: &TcpStream) {
-    // Nothing is awaited between the read and this, so no event can have come in between that would be forgotten.
-    let nothing = || Err::<(), _>(ErrorKind::WouldBlock.into());
-    let _ = tcp.try_io(Interest::READABLE, nothing);
+/// Sends the payload of `buffer` as the protocol has it.
+pub(super) async fn forward<S: SendHalf>(
+    tunnel: &Tunnel<'_>,
+    send: &mut S,
+    mut buffer: Buffer,
+    length: usize,
+    room: usize,
+) -> Result<(), Ended> {
+    let mut header = [0; MAX_HEADER];
+    let size = tunnel
+        .machine
+        .borrow_mut()
+        .outbound_header(length, &mut header);
+    let start = buffer.prepend(HEADROOM, &header[..size]);
+    send_all(send, buffer, start, HEADROOM + length, room).await?;
+    tunnel.moved_down(length);
+    Ok(())
 }
 
 /// Sends a chunk that may be a few bytes longer than the room there was.

@@ -10,7 +10,7 @@ use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::pool::{Backlog, Buffer};
 use crate::session;
@@ -32,8 +32,10 @@ const SEND_BUFFER: usize = 256 << 10;
 const SMALL_FRAMES: usize = 64 << 20;
 /// Streams that a client reset before they were looked at.
 const RESET_UNSEEN: usize = 256;
-/// A connection without a stream is ended after this.
+/// A connection without a stream is ended after about this.
 const IDLE: Duration = Duration::from_secs(300);
+/// A connection that is to end and has no stream is cut off after twice this.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Chunks taken from a stream in one go.
 const BATCH: usize = 256 << 10;
 
@@ -65,15 +67,17 @@ where
     };
     let peer = Rc::new(peer);
     let mut draining = false;
-    let mut first_request_by = Some(Instant::now() + limit);
-    let mut idle_since = Instant::now();
+    let mut asked = false;
+    // How often in a row the connection was looked at and had no stream.
+    let mut quiet = 0;
+    let mut look = Instant::now() + limit;
     loop {
-        let idle_until = first_request_by.unwrap_or(idle_since + IDLE);
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
             () = worker.reached(Phase::Draining), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
+                (quiet, look) = (0, Instant::now() + GOODBYE);
                 continue;
             }
             // Tunnels reset their streams now; what remains to be written gets a moment.
@@ -81,23 +85,32 @@ where
                 let _ = timeout(FLUSH, poll_fn(|cx| connection.poll_closed(cx))).await;
                 return;
             }
-            () = sleep_until(idle_until), if !draining => {
-                if connection.has_streams() {
-                    first_request_by = None;
-                    idle_since = Instant::now();
-                } else {
-                    draining = true;
-                    connection.graceful_shutdown();
+            () = sleep_until(look) => {
+                quiet = if connection.has_streams() { 0 } else { quiet + 1 };
+                match (draining, asked, quiet) {
+                    // A client that does not let the connection end is cut off.
+                    (true, _, 2..) => return,
+                    // One that asks for nothing in time has no claim to a gentle end.
+                    (false, false, 1..) => {
+                        connection.abrupt_shutdown(Reason::NO_ERROR);
+                        let _ = timeout(FLUSH, poll_fn(|cx| connection.poll_closed(cx))).await;
+                        return;
+                    }
+                    (false, true, 2..) => {
+                        draining = true;
+                        connection.graceful_shutdown();
+                        quiet = 0;
+                    }
+                    _ => {}
                 }
+                look = Instant::now() + if draining { GOODBYE } else { IDLE / 2 };
                 continue;
             }
-            // A client that does not let the connection end is cut off.
-            () = sleep(IDLE), if draining && !connection.has_streams() => return,
         };
         let Some(Ok((request, respond))) = accepted else {
             return;
         };
-        first_request_by = None;
+        asked = true;
         let (worker, peer) = (worker.clone(), peer.clone());
         tokio::task::spawn_local(async move {
             let (head, exchange) = exchange(request, respond);
@@ -317,6 +330,10 @@ impl SendHalf for H2Send {
     async fn finish(&mut self) -> Result<(), Gone> {
         self.over = true;
         self.stream.send_data(Bytes::new(), true).map_err(|_| Gone)
+    }
+
+    fn delivered(&self) -> bool {
+        self.backlog.held() == 0
     }
 
     async fn abort(&mut self, fault: Fault) {

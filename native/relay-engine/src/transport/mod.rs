@@ -129,12 +129,18 @@ pub trait RecvHalf {
     /// Wants no more bytes.
     fn abort(&mut self, fault: Fault);
 
+    /// Looks, while the target takes nothing, whether the client reset its direction. For transports that tell only readers:
+    /// may read a byte ahead, so it is not for every wake-up.
+    fn lost(&mut self) -> bool {
+        false
+    }
+
     /// The plain socket under the data stream, for moving bytes inside the kernel; only while no byte is buffered above it.
     fn socket(&self) -> Option<&TcpStream> {
         None
     }
 
-    /// Tells that whoever used [`socket`](Self::socket) saw a clean end.
+    /// The tunnel is over and nothing more is wanted: a clean end, whether or not the client has ended its direction.
     fn ended(&mut self) {}
 }
 
@@ -156,6 +162,9 @@ pub trait SendHalf {
 
     /// Ends the data stream cleanly, after everything sent.
     fn finish(&mut self) -> impl Future<Output = Result<(), Gone>>;
+
+    /// Whether the client has everything that was sent, as far as the transport can tell.
+    fn delivered(&self) -> bool;
 
     /// Ends the data stream abruptly.
     fn abort(&mut self, fault: Fault) -> impl Future<Output = ()>;

@@ -35,13 +35,16 @@ impl Wire {
         let _ = SockRef::from(&*self.0).set_linger(Some(Duration::ZERO));
     }
 
+    /// Whether the peer has acknowledged everything.
+    pub fn is_delivered(&self) -> bool {
+        !matches!(queue::unacknowledged(self.tcp()), Ok(1..))
+    }
+
     /// Waits, not longer than `limit`, until the peer has acknowledged everything.
     pub async fn delivered(&self, limit: Duration) {
         let until = tokio::time::Instant::now() + limit;
         // No event tells of the last ACK. This wait happens once, at the end of a broken tunnel.
-        while matches!(queue::unacknowledged(self.tcp()), Ok(1..))
-            && tokio::time::Instant::now() < until
-        {
+        while !self.is_delivered() && tokio::time::Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }

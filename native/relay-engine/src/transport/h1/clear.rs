@@ -122,6 +122,10 @@ impl SendHalf for ClearSend {
         Ok(())
     }
 
+    fn delivered(&self) -> bool {
+        self.shared.wire.is_delivered()
+    }
+
     async fn abort(&mut self, fault: Fault) {
         if fault == Fault::Target {
             // A RST takes what is queued with it: what the target sent before it broke goes first.

@@ -118,6 +118,10 @@ impl SendHalf for SecureSend {
         Ok(())
     }
 
+    fn delivered(&self) -> bool {
+        self.shared.wire.is_delivered()
+    }
+
     async fn abort(&mut self, fault: Fault) {
         //= connect-tcp §3.4 abrupt-close-h1-tls
         //= rfc9297 §3.3 malformed-capsule

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, FutureExt, select};
 use quinn::VarInt;
 use tokio::sync::Notify;
 
@@ -181,6 +181,17 @@ impl RecvHalf for H3Recv {
         Ok(true)
     }
 
+    fn lost(&mut self) -> bool {
+        match self.stream.read_chunk(1, true).now_or_never() {
+            Some(Ok(Some(chunk))) => {
+                self.early.push(chunk.bytes);
+                false
+            }
+            Some(Err(_)) => true,
+            Some(Ok(None)) | None => false,
+        }
+    }
+
     // The QUIC stack gives credit as bytes are read; what was read and not written is one batch.
     fn release(&mut self, _: usize) {}
 
@@ -253,6 +264,10 @@ impl SendHalf for H3Send {
     async fn finish(&mut self) -> Result<(), Gone> {
         self.over = true;
         self.stream.finish().map_err(|_| Gone)
+    }
+
+    fn delivered(&self) -> bool {
+        self.backlog.held() == 0
     }
 
     async fn abort(&mut self, fault: Fault) {
