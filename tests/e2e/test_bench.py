@@ -112,27 +112,12 @@ def test_nothing_is_left_behind(relay: RelayProcess, gateway: list[object]) -> N
 
 
 def test_everything_by_itself_in_one_table() -> None:
-    done = bench(
-        "run",
-        "--bytes",
-        "1e6",
-        "--seconds",
-        0.2,
-        "--rate",
-        100,
-        "-s",
-        2,
-        "--idle",
-        5,
-        "--mode",
-        "direct",
-        "--mode",
-        "connect-tcp",
-    )
+    small = ("--bytes", "1e6", "--seconds", 0.2, "--rate", 100, "-s", 2, "--idle", 5)
+    done = bench("run", *small, "--mode", "direct", "--mode", "connect-tcp", "--http", "h1", "--http", "h3")
     for title in ("bulk", "rate", "latency", "idle"):
         assert re.search(rf"(?m)^{title}: ", done.stdout)
-    rows = re.findall(r"(?m)^(direct|connect-tcp) +(-|h1|h1tls|h2|h3) ", done.stdout)
-    assert len(rows) == 5 * 5
+    rows = re.findall(r"(?m)^(direct|connect-tcp) +(-|h1|h3) ", done.stdout)
+    assert len(rows) == 5 * 3
     assert done.stderr == ""
 
 
@@ -189,22 +174,23 @@ def test_a_missing_process(gateway: list[object]) -> None:
     assert f"process {2**22 + 1}: " in done.stderr
 
 
-def test_an_interrupt_ends_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_what_it_started(number: signal.Signals) -> None:
     process = subprocess.Popen(
-        [*BENCH, "rate", "--seconds", "60", "--mode", "direct"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [*BENCH, "rate", "--seconds", "60", "--http", "h1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    # Its thread runs once the origin answers.
-    deadline = time.monotonic() + 20
+    # The client's thread runs once origin and relay serve.
+    deadline = time.monotonic() + 30
     threads = Path(f"/proc/{process.pid}/task")
     while not any((task / "comm").read_text().strip() == "load-0" for task in threads.iterdir()):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    children = [int(child) for child in (threads / str(process.pid) / "children").read_text().split()]
+    assert len(children) == 2
+    process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert out == ""
-    assert err.strip() == "Aborted!"
+    assert err.strip() == ("Aborted!" if number == signal.SIGINT else "")
+    assert not any(Path(f"/proc/{child}").exists() for child in children)

@@ -2,8 +2,9 @@
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 
 from relay import __version__, _native
 from relay.cli.bench import runner, table
-from relay.cli.bench.route import MODES, SCHEMES, Options, host_and_port, ways
+from relay.cli.bench.route import MODES, SCHEMES, Options, Way, host_and_port, ways
 from relay.errors import BenchError
 
 _Command = Callable[..., None]
@@ -155,22 +156,34 @@ def bench() -> None:
 def _measure(works: Iterable[tuple[dict[str, Any], int]], given: dict[str, Any]) -> None:
     """Runs each kind of load (with its number of streams) on each way and prints the results."""
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
-    line = runner.Line(wanted=True)
+    line = runner.Line()
     results = []
+
+    def measure(work: dict[str, Any], streams: int, way: Way) -> None:
+        plan = {
+            "work": work,
+            "route": way.plan,
+            "connections": given["connections"],
+            "streams": streams,
+            "threads": given["threads"],
+            "timeout": given["timeout"],
+            "pids": way.pids,
+        }
+        name = " ".join(filter(None, (work["kind"], work.get("direction"), way.name)))
+        results.append(runner.run(plan, name, line))
+
+    # What was started for a measurement ends with it, however that ends.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     with ways(options) as found:
         for work, streams in works:
             for way in found:
-                plan = {
-                    "work": work,
-                    "route": way.plan,
-                    "connections": given["connections"],
-                    "streams": streams,
-                    "threads": given["threads"],
-                    "timeout": given["timeout"],
-                    "pids": way.pids,
-                }
-                name = " ".join(filter(None, (work["kind"], work.get("direction"), way.name)))
-                results.append(runner.run(plan, name, line))
+                if work["kind"] == "idle" and way.http and not options.proxies:
+                    # Memory that earlier tunnels used is not given back: a relay of its own for each.
+                    with ways(replace(options, modes=(way.mode,), http=(way.http,))) as (fresh,):
+                        measure(work, streams, fresh)
+                else:
+                    measure(work, streams, way)
     if given["as_json"]:
         click.echo(json.dumps({"relay": __version__, "build": _native.BUILD_PROFILE, "results": results}, indent=1))
     else:
@@ -248,6 +261,8 @@ def origin(address: str) -> None:
     It answers anybody who reaches it: open it to the gateway alone.
     """
     host, port = host_and_port(address, "--address")
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
         host, port = _native.serve_origin(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except ValueError:
@@ -255,4 +270,4 @@ def origin(address: str) -> None:
     except OSError as error:
         raise BenchError(f"{address}: {error}") from None
     click.echo(f"origin ready: {f'[{host}]' if ':' in host else host}:{port}")
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    signal.sigwait(ends)

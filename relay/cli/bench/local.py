@@ -34,19 +34,21 @@ level = "warning"
 
 @dataclass(frozen=True)
 class LocalRelay:
-    """A relay on loopback with its process, the ports by scheme and the certificate to trust."""
+    """A relay on loopback: its process, and where it listens by scheme."""
 
     pid: int
     proxies: dict[str, tuple[str, int]]
-    roots: str
 
 
 @contextmanager
 def _running(what: str, *arguments: str) -> Iterator[tuple[int, str]]:
     """A process of this program, ended with the block; its number and its first line."""
     inherited = {key: value for key, value in os.environ.items() if not re.match("RELAY_.*__", key)}
+    # This very package, whatever directory it is started from.
+    here = str(Path(__file__).parents[3])
+    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, (here, inherited.get("PYTHONPATH"))))
     process = subprocess.Popen(
-        [sys.executable, "-m", "relay", *arguments],
+        [sys.executable, "-P", "-m", "relay", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -82,4 +84,4 @@ def relay(directory: Path) -> Iterator[LocalRelay]:
     config.write_text(_CONFIG)
     with _running("the relay", "serve", "-c", str(config)) as (pid, line):
         proxies = {scheme: (host, int(port)) for scheme, host, port in _PROXY.findall(line)}
-        yield LocalRelay(pid, proxies, certificate)
+        yield LocalRelay(pid, proxies)

@@ -24,17 +24,19 @@ class _Outcome:
     finished: threading.Event = field(default_factory=threading.Event)
 
 
-def _amount(kind: str, done: int) -> str:
+def _amount(kind: str, done: int, seconds: float) -> str:
+    """What was done so far, and how fast."""
     if kind == "bulk":
-        return f"{done / 1e9:.2f} GB"
-    return f"{done} {'messages' if kind == 'latency' else 'tunnels'}"
+        return f"{done / 1e9:.2f} GB, {done * 8e-9 / seconds:.2f} Gbit/s"
+    what = "messages" if kind == "latency" else "tunnels"
+    return f"{done} {what}, {done / seconds:.0f}/s"
 
 
 class Line:
     """One line on a terminal that is written over; nothing where there is no terminal."""
 
-    def __init__(self, wanted: bool) -> None:
-        self._on = wanted and sys.stderr.isatty()
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty()
 
     def show(self, text: str) -> None:
         if self._on:
@@ -71,7 +73,8 @@ def run(plan: dict[str, Any], name: str, line: Line) -> Result:
                 line.show(f"{name}: connecting")
                 continue
             begun = begun or time.monotonic()
-            line.show(f"{name}: {_amount(kind, done)} in {time.monotonic() - begun:.0f} s")
+            seconds = time.monotonic() - begun + _LOOK
+            line.show(f"{name}: {_amount(kind, done, seconds)} after {seconds:.0f} s")
     finally:
         load.stop()
         thread.join()
