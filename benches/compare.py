@@ -98,6 +98,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=results.DIRECTORY)
     parser.add_argument("--all", action="store_true", help="also what did not change")
     options = parser.parse_args()
+    if options.before and not options.after:
+        parser.error("give both results, or none for the last two")
     try:
         if options.before and options.after:
             before, after = (

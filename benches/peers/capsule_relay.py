@@ -45,7 +45,7 @@ def launch(
     config = home / "relay.toml"
     config.write_text(text)
     process = stack.enter_context(
-        running([*prefix, sys.executable, "-m", "relay", "serve", "-c", str(config)], cwd=home)
+        running([*prefix, sys.executable, "-P", "-m", "relay", "serve", "-c", str(config)], cwd=home)
     )
     line = first_line(process, "the relay")
     addresses = dict(re.findall(r"(https?)://([\d.]+:\d+)/", line))
@@ -55,7 +55,9 @@ def launch(
 
 
 def version() -> str:
-    done = subprocess.run([sys.executable, "-m", "relay", "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "relay", "--version"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown"
 
 

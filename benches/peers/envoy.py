@@ -107,4 +107,4 @@ def start(site: Site) -> Started:
     command += ["--disable-hot-restart", "-l", "warning"]
     pid = site.serve(command, [where[name] for name in ("h1", "h1tls", "h2")], home)
     cells = [Cell(NAME, name, "connect", at, pid) for name, at in where.items()]
-    return Started(version_of([envoy, "--version"], r"/([\d.]+\w*)/"), cells)
+    return Started(version_of([envoy, "--version"], r"version: \w+/([\d.]+[\w-]*)/"), cells)
