@@ -121,9 +121,11 @@ def main() -> int:
     print(f"the machine itself: floors × {drift(before, after):.2f}\n")
     for what, (unit, _) in MEASURES.items():
         changes = compare(before, after, what)
-        shown = [change for change in changes if change.verdict or options.all]
+        shown = [change for change in changes if change.verdict in ("better", "WORSE") or options.all]
         told = sum(change.verdict in ("better", "WORSE") for change in changes)
         print(f"{unit}: {len(changes)} figures, {told} changed")
+        if few := sum(change.verdict == "too few rounds" for change in changes):
+            print(f"  {few} of them have fewer than three rounds on one side: nothing is told of those")
         for change in shown:
             span = f"[{change.low:.2f}, {change.high:.2f}]"
             moved = f"{change.before:6.2f} → {change.after:6.2f}  × {change.ratio:.2f}"

@@ -47,6 +47,7 @@ _COLUMNS: dict[str, list[_Column]] = {
         ("relay µs", _field("relay_us_per_message", 1)),
         ("client µs", _field("client_us_per_message", 1)),
         *_TIMES,
+        ("late ms", _time("client_late_us", "p99")),
     ],
     "idle": [
         ("tunnels", _field("opened", 0)),
@@ -58,7 +59,7 @@ _COLUMNS: dict[str, list[_Column]] = {
 _TITLES = {
     "bulk": "bulk: CPU seconds (user and system) per 10⁹ payload bytes",
     "rate": "rate: open, one round trip, close; CPU time per tunnel",
-    "latency": "latency: from the moment a message was due until its answer was complete; CPU time per message",
+    "latency": "latency: from when a message was due until it was answered; CPU time per message",
     "idle": "idle: proportional set size of the relay",
 }
 
@@ -86,10 +87,9 @@ def _lines(kind: str, results: Sequence[Result]) -> list[str]:
 
 def dearer(result: Result) -> bool:
     """Whether the client cost more CPU than the relay, so that it may have been the bottleneck."""
-    relay = result["relay_cpu_s"]
-    return (
-        result["mode"] != "direct" and result["kind"] != "idle" and relay is not None and result["client_cpu_s"] > relay
-    )
+    if result["kind"] not in ("bulk", "rate") or result["mode"] == "direct" or result["relay_cpu_s"] is None:
+        return False
+    return bool(result["client_cpu_s"] > result["relay_cpu_s"])
 
 
 def render(results: Sequence[Result]) -> str:

@@ -97,6 +97,8 @@ pub(super) async fn all<T: 'static>(
 pub(super) struct Outcome<T> {
     pub(super) tallies: Vec<T>,
     pub(super) start: Reading,
+    /// When all was connected; the next reading is a moment later.
+    pub(super) connected: Instant,
     pub(super) prepared: Reading,
     /// When the last thread was done; the last reading is a moment later.
     pub(super) done: Instant,
@@ -195,6 +197,7 @@ fn conduct<T>(
     for _ in 0..count {
         next()?;
     }
+    let connected = Instant::now();
     // What was opened may still cost something, such as a record in a log.
     thread::sleep(SETTLE);
     let prepared = meter.read()?;
@@ -211,6 +214,7 @@ fn conduct<T>(
     Ok(Outcome {
         tallies,
         start,
+        connected,
         prepared,
         done,
         end: meter.read()?,

@@ -3,7 +3,7 @@
 //! Messages leave by a timetable that does not wait for answers, and each is timed from the moment it was due: a gateway that
 //! stalls delays all that were due meanwhile, and every one of them counts (no coordinated omission).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,41 +91,107 @@ impl Workload for Latency {
             messages: ((seconds * mine) as u64).max(1),
             tunnels: paths.len() as u64,
         };
+        let answers = Rc::new(RefCell::new(histogram()?));
         let due: Vec<Rc<Due>> = paths.iter().map(|_| Rc::default()).collect();
-        let tunnels = (0..).zip(std::mem::take(paths)).map(|(tunnel, path)| {
-            let (due, progress) = (due[tunnel as usize].clone(), share.progress.clone());
-            exchange(path, due, table, tunnel, size, progress)
+        let lanes = (0..).zip(&due).map(|(tunnel, due)| Lane {
+            tunnel,
+            table,
+            size,
+            due: due.clone(),
+            answers: answers.clone(),
+            progress: share.progress.clone(),
         });
-        let (late, answers) = tokio::try_join!(pace(&table, &due), all(tunnels))?;
-        let mut tally = Tally {
-            answers: histogram()?,
+        let exchanges = lanes
+            .zip(std::mem::take(paths))
+            .map(|(lane, path)| lane.exchange(path));
+        let (late, unanswered) = tokio::try_join!(pace(&table, &due), all(exchanges))?;
+        Ok(Tally {
+            answers: answers.replace(Histogram::new(1)?),
             late,
-            unanswered: 0,
-        };
-        for (answers, unanswered) in answers {
-            tally.answers.add(&answers)?;
-            tally.unanswered += unanswered;
-        }
-        Ok(tally)
+            unanswered: unanswered.into_iter().sum(),
+        })
     }
 }
 
-/// All messages of one tunnel: the times of its answers, and how many never came.
-async fn exchange(
-    mut path: Path,
-    due: Rc<Due>,
-    table: Timetable,
+/// One tunnel's part in the timetable.
+struct Lane {
     tunnel: u64,
+    table: Timetable,
     size: usize,
+    due: Rc<Due>,
+    /// Of all tunnels of the thread.
+    answers: Rc<RefCell<Histogram<u64>>>,
     progress: Arc<Progress>,
-) -> Result<(Histogram<u64>, u64), Failure> {
-    let send = send(&mut path.sender, due, table, tunnel, size);
-    let receive = receive(&mut path.receiver, table, tunnel, size, progress);
-    let ((), (answers, unanswered)) = tokio::try_join!(send, receive)?;
-    if unanswered == 0 {
-        path.end().await?;
+}
+
+impl Lane {
+    /// All messages of the tunnel; how many were never answered.
+    async fn exchange(self, mut path: Path) -> Result<u64, Failure> {
+        let send = self.send(&mut path.sender);
+        let receive = self.receive(&mut path.receiver);
+        let ((), unanswered) = tokio::try_join!(send, receive)?;
+        if unanswered == 0 {
+            path.end().await?;
+        }
+        Ok(unanswered)
     }
-    Ok((answers, unanswered))
+
+    /// After this nothing is waited for.
+    fn limit(&self) -> tokio::time::Instant {
+        (self.table.due(self.table.messages) + GRACE).into()
+    }
+
+    async fn send(&self, sender: &mut PathSender) -> Result<(), Failure> {
+        let message = vec![b'.'; self.size];
+        let mut sent = 0;
+        let send = async {
+            while sent < self.table.of(self.tunnel) {
+                if sent == self.due.count.get() {
+                    self.due.more.notified().await;
+                    continue;
+                }
+                sender.send(&message).await?;
+                sent += 1;
+            }
+            Ok(())
+        };
+        // What could not be sent is unanswered, which the other direction tells.
+        tokio::time::timeout_at(self.limit(), send)
+            .await
+            .unwrap_or(Ok(()))
+    }
+
+    /// Times the answers; how many never came, which count as they stand.
+    async fn receive(&self, receiver: &mut PathReceiver) -> Result<u64, Failure> {
+        let (mut bytes, mut answered) = (0u64, 0u64);
+        let expected = self.table.of(self.tunnel);
+        let record = |message: u64| {
+            let due = self.table.due(message * self.table.tunnels + self.tunnel);
+            let time = Instant::now().saturating_duration_since(due);
+            self.answers
+                .borrow_mut()
+                .saturating_record(nanoseconds(time));
+        };
+        let receive = async {
+            while answered < expected {
+                match receiver.recv(|_| {}).await? {
+                    0 => return Err(failed("the origin ended a tunnel before its answers")),
+                    more => bytes += more as u64,
+                }
+                while answered < bytes / self.size as u64 {
+                    record(answered);
+                    answered += 1;
+                    self.progress.add(1);
+                }
+            }
+            Ok(())
+        };
+        if let Ok(result) = tokio::time::timeout_at(self.limit(), receive).await {
+            result?;
+        }
+        (answered..expected).for_each(record);
+        Ok(expected - answered)
+    }
 }
 
 /// Lets messages go when they are due; how late that was.
@@ -149,72 +215,6 @@ async fn pace(table: &Timetable, due: &[Rc<Due>]) -> Result<Histogram<u64>, Fail
         }
     }
     Ok(late)
-}
-
-async fn send(
-    sender: &mut PathSender,
-    due: Rc<Due>,
-    table: Timetable,
-    tunnel: u64,
-    size: usize,
-) -> Result<(), Failure> {
-    let message = vec![b'.'; size];
-    let mut sent = 0;
-    let send = async {
-        while sent < table.of(tunnel) {
-            if sent == due.count.get() {
-                due.more.notified().await;
-                continue;
-            }
-            sender.send(&message).await?;
-            sent += 1;
-        }
-        Ok(())
-    };
-    let limit = table.due(table.messages) + GRACE;
-    // What could not be sent is unanswered, which the other direction tells.
-    tokio::time::timeout_at(limit.into(), send)
-        .await
-        .unwrap_or(Ok(()))
-}
-
-/// Times of a tunnel's answers, and how many never came: those count as they stand.
-async fn receive(
-    receiver: &mut PathReceiver,
-    table: Timetable,
-    tunnel: u64,
-    size: usize,
-    progress: Arc<Progress>,
-) -> Result<(Histogram<u64>, u64), Failure> {
-    let mut answers = histogram()?;
-    let (mut bytes, mut answered) = (0u64, 0u64);
-    let expected = table.of(tunnel);
-    let since = |answered: u64| {
-        let due = table.due(answered * table.tunnels + tunnel);
-        nanoseconds(Instant::now().saturating_duration_since(due))
-    };
-    let limit = table.due(table.messages) + GRACE;
-    let receive = async {
-        while answered < expected {
-            match receiver.recv(|_| {}).await? {
-                0 => return Err(failed("the origin ended a tunnel before its answers")),
-                more => bytes += more as u64,
-            }
-            while answered < bytes / size as u64 {
-                answers.saturating_record(since(answered));
-                answered += 1;
-                progress.add(1);
-            }
-        }
-        Ok(())
-    };
-    if let Ok(result) = tokio::time::timeout_at(limit.into(), receive).await {
-        result?;
-    }
-    for missing in answered..expected {
-        answers.saturating_record(since(missing));
-    }
-    Ok((answers, expected - answered))
 }
 
 pub(super) fn run(

@@ -49,7 +49,7 @@ impl Report {
         report.put("connections", plan.connections);
         report.put("streams", plan.streams);
         report.put("threads", plan.threads.min(plan.connections));
-        report.put("open_seconds", (from.at - start.at).as_secs_f64());
+        report.put("open_seconds", (outcome.connected - start.at).as_secs_f64());
         report.put("seconds", outcome.seconds());
         report.put("client_cpu_s", report.client);
         report.put("relay_cpu_s", report.relay);
