@@ -16,6 +16,7 @@ TEST_VENV := .venv-test
 WHEELS := target/wheels
 LOGS := target/logs
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
 
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find native -name fuzz -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
@@ -93,9 +94,17 @@ fuzz: ## each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-
 ##@ Measure
 
 .PHONY: bench
-bench: tools $(VENV)/.shipped $(VENV)/.bench ## throughput by transport and protocol, then the codec seen from Python
-	$(VENV)/bin/python benches/bench.py
+bench: tools $(VENV)/.shipped $(VENV)/.bench ## relay, peers and floors side by side, then the codec (BENCH_ARGS=--quick)
+	PYTHONPATH=benches $(VENV)/bin/python benches/bench.py $(BENCH_ARGS)
 	@$(MAKE) bench-codec
+
+.PHONY: bench-wire
+bench-wire: tools $(VENV)/.shipped ## over a veth pair at MTU 1500: offloads, delay, loss (needs root; BENCH_ARGS)
+	PYTHONPATH=benches $(VENV)/bin/python benches/wire.py $(BENCH_ARGS)
+
+.PHONY: bench-compare
+bench-compare: $(VENV)/.dependencies ## what changed beyond noise between two results (A=… B=…; else the last two)
+	@PYTHONPATH=benches $(VENV)/bin/python benches/compare.py $(A) $(B)
 
 .PHONY: bench-codec
 bench-codec: tools $(VENV)/.shipped $(VENV)/.bench ## the codec from Python: Rust, Cython, pure Python, aioquic
@@ -104,7 +113,7 @@ bench-codec: tools $(VENV)/.shipped $(VENV)/.bench ## the codec from Python: Rus
 
 .PHONY: soak
 soak: tools $(VENV)/.shipped $(TEST_VENV)/.installed ## gigabytes: equal hashes and steady memory in each cell, and the long tests
-	$(VENV)/bin/python benches/bench.py --verify
+	PYTHONPATH=benches $(VENV)/bin/python benches/bench.py --verify
 	$(TEST_VENV)/bin/pytest -m gigabyte
 
 ##@ House

@@ -1,9 +1,9 @@
 //! The far end of a tunnel: sends as many bytes as it is asked for, takes bytes and tells what it got, or sends back what comes.
 //!
-//! A connection begins with one byte. `s`, a length (64 bits) and a switch: that many bytes and FIN come back. `k` and a switch:
-//! everything up to FIN is taken, then its length (64 bits) and SHA-256 come back. The switch (0 or 1) asks for
+//! A connection begins with one byte. `s`, a length (64 bits) and a switch: that many bytes come back. `k`, a length and a
+//! switch: that many bytes are taken, or fewer up to FIN, then their number (64 bits) and SHA-256 come back. The switch (0 or 1) asks for
 //! [`Pattern`] and hashing; without it the bytes mean nothing and the hash is zero. `e`: everything that follows comes back, up to
-//! FIN. Numbers are big-endian.
+//! FIN. The origin's FIN follows the client's. Numbers are big-endian.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -100,8 +100,9 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             source(&mut stream, length, verify).await?;
         }
         b'k' => {
+            let length = stream.read_u64().await?;
             let verify = stream.read_u8().await? == 1;
-            sink(&mut stream, verify).await?;
+            sink(&mut stream, length, verify).await?;
         }
         b'e' => echo(&mut stream).await?,
         _ => {
@@ -110,10 +111,9 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             ));
         }
     }
-    stream.shutdown().await?;
-    // The other side's FIN: a close with bytes unread would be a RST.
+    // FIN follows FIN: some gateways reset a tunnel that only one side has ended, with bytes still on their way.
     while stream.read(&mut [0; 64]).await? > 0 {}
-    Ok(())
+    stream.shutdown().await
 }
 
 async fn source(stream: &mut TcpStream, length: u64, verify: bool) -> io::Result<()> {
@@ -133,11 +133,11 @@ async fn source(stream: &mut TcpStream, length: u64, verify: bool) -> io::Result
     Ok(())
 }
 
-async fn sink(stream: &mut TcpStream, verify: bool) -> io::Result<()> {
+async fn sink(stream: &mut TcpStream, due: u64, verify: bool) -> io::Result<()> {
     let mut block = vec![0; BLOCK];
     let mut hash = Sha256::new();
     let mut length = 0u64;
-    loop {
+    while length < due {
         match stream.read(&mut block).await? {
             0 => break,
             size => {

@@ -1,0 +1,1 @@
+"""What `benches/bench.py` is made of: processes, floors, runs, results, the page and the comparison."""
