@@ -16,7 +16,7 @@ TEST_VENV := .venv-test
 WHEELS := target/wheels
 LOGS := target/logs
 PYTEST_ARGS ?=
-BENCH_ARGS ?=
+BENCH_ARGS ?= --peers capsule-relay,direct,haproxy --rounds 3
 FUZZ_SECONDS ?= 60
 
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find native -name fuzz -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
@@ -94,13 +94,17 @@ fuzz: ## each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-
 ##@ Measure
 
 .PHONY: bench
-bench: tools $(VENV)/.shipped $(VENV)/.bench ## relay, peers and floors side by side, then the codec (BENCH_ARGS=--quick)
+bench: tools $(VENV)/.shipped $(VENV)/.bench ## relay, HAProxy, direct TCP and the floors side by side, then the codec
 	PYTHONPATH=benches $(VENV)/bin/python benches/bench.py $(BENCH_ARGS)
 	@$(MAKE) bench-codec
 
+.PHONY: bench-peers
+bench-peers: tools $(VENV)/.shipped ## the same with every peer that can be had, five rounds (long)
+	PYTHONPATH=benches $(VENV)/bin/python benches/bench.py
+
 .PHONY: bench-wire
-bench-wire: tools $(VENV)/.shipped ## over a veth pair at MTU 1500: offloads, delay, loss (needs root; BENCH_ARGS)
-	PYTHONPATH=benches $(VENV)/bin/python benches/wire.py $(BENCH_ARGS)
+bench-wire: tools $(VENV)/.shipped ## over a veth pair at MTU 1500: offloads, delay, loss (needs root)
+	PYTHONPATH=benches $(VENV)/bin/python benches/wire.py
 
 .PHONY: bench-compare
 bench-compare: $(VENV)/.dependencies ## what changed beyond noise between two results (A=… B=…; else the last two)
