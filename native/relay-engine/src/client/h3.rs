@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use quinn::VarInt;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
@@ -14,9 +14,9 @@ use tokio::task::spawn_local;
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::transport::h3::code::{Code, Fault};
 use crate::transport::h3::control::{self, Control};
-use crate::transport::h3::frame::{Decoder, FrameStep, Side};
+use crate::transport::h3::frame::{Decoder, Side};
 use crate::transport::h3::settings::Settings;
-use crate::transport::h3::stream::{H3Recv, H3Send, Verdict};
+use crate::transport::h3::stream::{H3Recv, H3Send, Verdict, read_field_section};
 use crate::transport::h3::uni::{self, Purpose};
 use crate::transport::h3::{message, qpack};
 use crate::transport::quic;
@@ -171,23 +171,10 @@ async fn read_head(
     decoder: &mut Decoder,
     early: &mut Bytes,
 ) -> Result<Option<message::Response>, Fault> {
-    loop {
-        match decoder.next(early)? {
-            FrameStep::Skip(bytes) => early.advance(bytes),
-            FrameStep::Headers(block) => {
-                return message::response(qpack::decode(&block)?).map(Some);
-            }
-            FrameStep::Data(_) => return Err(Fault::Connection(Code::FRAME_UNEXPECTED)),
-            FrameStep::Idle => match recv.read_chunk(READ, true).await {
-                Ok(Some(chunk)) => *early = chunk.bytes,
-                Ok(None) => {
-                    decoder.end()?;
-                    return Ok(None);
-                }
-                Err(_) => return Ok(None),
-            },
-        }
-    }
+    let section = read_field_section(recv, decoder, early).await?;
+    section
+        .map(|block| message::response(qpack::decode(&block)?))
+        .transpose()
 }
 
 /// Takes the proxy's unidirectional streams until the connection ends.

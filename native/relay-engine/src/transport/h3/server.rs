@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use capsule_core::request::Version;
 use quinn::VarInt;
 use rustls_pki_types::CertificateDer;
@@ -17,10 +17,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::code::{Code, Fault as Violation};
 use super::control::{self, Control};
 use super::exchange::{H3Exchange, Unanswered, answer};
-use super::frame::{Decoder, FrameStep, Side};
+use super::frame::{Decoder, Side};
 use super::qpack;
 use super::settings::Settings;
-use super::stream::{Verdict, close, number};
+use super::stream::{Verdict, close, number, read_field_section};
 use super::uni::{self, Opened, Purpose};
 use super::{datagram, message};
 use crate::auth;
@@ -275,7 +275,13 @@ async fn request(
     let limit = worker.shared.generation.load().limits.header_timeout;
     let mut decoder = Decoder::new(Side::Server);
     let mut early = Bytes::new();
-    let reading = timeout(limit, read_head(&mut recv, &mut decoder, &mut early)).await;
+    let reading = timeout(limit, async {
+        let section = read_field_section(&mut recv, &mut decoder, &mut early).await?;
+        section
+            .map(|block| message::request(qpack::decode(&block)?))
+            .transpose()
+    })
+    .await;
     let fault = match reading {
         Ok(Ok(Some(head))) => {
             let exchange = H3Exchange {
@@ -320,31 +326,6 @@ async fn request(
         Violation::Stream(code) => {
             let _ = send.reset(number(code));
             let _ = recv.stop(number(code));
-        }
-    }
-}
-
-/// Reads up to the end of the request head; what follows it stays in `early`. `None`: the client reset the stream.
-async fn read_head(
-    recv: &mut quinn::RecvStream,
-    decoder: &mut Decoder,
-    early: &mut Bytes,
-) -> Result<Option<message::Request>, Violation> {
-    loop {
-        match decoder.next(early)? {
-            FrameStep::Skip(bytes) => early.advance(bytes),
-            FrameStep::Headers(block) => {
-                return message::request(qpack::decode(&block)?).map(Some);
-            }
-            FrameStep::Data(_) => return Err(Violation::Connection(Code::FRAME_UNEXPECTED)),
-            FrameStep::Idle => match recv.read_chunk(READ, true).await {
-                Ok(Some(chunk)) => *early = chunk.bytes,
-                Ok(None) => {
-                    decoder.end()?;
-                    return Ok(None);
-                }
-                Err(_) => return Ok(None),
-            },
         }
     }
 }

@@ -24,6 +24,33 @@ pub(super) fn number(code: Code) -> VarInt {
     VarInt::from_u64(code.value()).unwrap_or(VarInt::MAX)
 }
 
+/// Bytes read at once from a stream of frames.
+const READ: usize = 64 * 1024;
+
+/// Reads up to the end of the next field section; what follows it stays in `early`. `None`: the stream was reset, or ended where
+/// it may end.
+pub(crate) async fn read_field_section(
+    recv: &mut quinn::RecvStream,
+    decoder: &mut Decoder,
+    early: &mut Bytes,
+) -> Result<Option<Vec<u8>>, code::Fault> {
+    loop {
+        match decoder.next(early)? {
+            FrameStep::Skip(bytes) => early.advance(bytes),
+            FrameStep::Headers(block) => return Ok(Some(block)),
+            FrameStep::Data(_) => return Err(code::Fault::Connection(Code::FRAME_UNEXPECTED)),
+            FrameStep::Idle => match recv.read_chunk(READ, true).await {
+                Ok(Some(chunk)) => *early = chunk.bytes,
+                Ok(None) => {
+                    decoder.end()?;
+                    return Ok(None);
+                }
+                Err(_) => return Ok(None),
+            },
+        }
+    }
+}
+
 /// Ends the connection for a violation.
 pub(super) fn close(connection: &quinn::Connection, code: Code) {
     connection.close(number(code), code.name().unwrap_or_default().as_bytes());
