@@ -266,7 +266,7 @@ async def test_reloads_cost_nothing_that_stays(launch: StartRelay) -> None:
 
 
 def two_families() -> tuple[BlackHole, Target]:
-    """An IPv6 listener with a full queue and an IPv4 echo, at the same port."""
+    """An IPv6 listener that gives no answer and an IPv4 echo, at the same port."""
     while True:
         hole = BlackHole("::1")
         try:

@@ -75,7 +75,7 @@ async def test_the_capsule_protocol_field_switches_nothing(
 
 # = connect-tcp §3.1 attempt-before-status
 async def test_no_status_before_the_tcp_attempt_ended(relay: RelayProcess, transport: str, protocol: str) -> None:
-    # The listener's queue is full until the test makes room: the attempt hangs, and so must the answer.
+    # The listener hears nothing until the test lets it: the attempt hangs, and so must the answer.
     with BlackHole() as hole:
         async with await connect(relay, transport) as session:
             tunnel = await session.open(tunnel_request(protocol, "127.0.0.1", hole.port))
@@ -187,7 +187,6 @@ async def test_optimistic_data_waits_within_the_window_for_a_slow_target(
             arrived = asyncio.get_running_loop().create_future()
 
             async def take(connection: Connection) -> None:
-                # The relay's connection is the one that has something to say.
                 parts = bytearray()
                 while data := await connection.recv():
                     parts += data

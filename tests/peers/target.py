@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 
 from .wire import TcpWire
 
 TCP_CLOSE = 7  # of the kernel's tcp_states.h
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # of asm-generic/socket.h
+BPF_RETURN = 0x06  # BPF_RET | BPF_K of linux/bpf_common.h: how many bytes of a packet to keep
 
 Serve = Callable[["Connection"], Awaitable[None]]
 
@@ -123,24 +127,25 @@ def unused_port(host: str = "127.0.0.1") -> int:
 
 
 class BlackHole:
-    """A listener whose accept queue is full: connection attempts get no answer at all."""
+    """A listener that no packet reaches: connection attempts get no answer at all, until `admit`.
+
+    A full accept queue would do the same, but not as surely: where several attempts come at once the kernel answers with SYN cookies
+    and resets what it can't keep.
+    """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.listener = socket.socket(family)
+        self.listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        drop_all = (ctypes.c_char * 8).from_buffer_copy(struct.pack("=HBBI", BPF_RETURN, 0, 0, 0))
+        program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+        self.listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
         self.listener.bind((host, 0))
-        self.listener.listen(0)
+        self.listener.listen(64)
         self.port = self.listener.getsockname()[1]
-        self.fillers: list[socket.socket] = []
         self.admitted: list[Connection] = []
-        for _ in range(4):
-            filler = socket.socket(family)
-            filler.setblocking(False)
-            filler.connect_ex((host, self.port))
-            self.fillers.append(filler)
 
     async def admit(self, handle: Callable[[Connection], Awaitable[None]]) -> None:
-        """Takes whoever comes from now on, until cancelled."""
+        """Takes whoever comes from now on, until cancelled. A waiting client asks again within a second or two."""
+        self.listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
         self.listener.setblocking(False)
         async with asyncio.TaskGroup() as group:
             while True:
@@ -162,8 +167,6 @@ class BlackHole:
 
     def close(self) -> None:
         """Gives the sockets back."""
-        for filler in self.fillers:
-            filler.close()
         for connection in self.admitted:
             connection.sock.close()
         self.listener.close()
