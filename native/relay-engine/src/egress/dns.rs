@@ -2,7 +2,7 @@
 //! race can begin with whichever comes first.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use hickory_resolver::config::{
@@ -15,6 +15,7 @@ use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 
+use super::error::is_limit;
 use super::happy_eyeballs::Family;
 
 /// One exchange with a configured name server, with the retransmissions in it.
@@ -53,6 +54,8 @@ pub struct Resolver {
     hosts: Hosts,
     /// None if the system names no server; literal addresses and the hosts file still work.
     servers: Option<TokioResolver>,
+    /// Nothing it is made from was left out for want of descriptors or memory.
+    complete: bool,
 }
 
 impl Resolver {
@@ -60,11 +63,24 @@ impl Resolver {
     /// are never applied.
     #[must_use]
     pub fn new(nameservers: &[SocketAddr]) -> Self {
-        let hosts = Hosts::from_system().unwrap_or_default();
-        Self::with_hosts(nameservers, hosts)
+        // A hosts file that is missing or unreadable for good is an empty one.
+        let (hosts, complete) = match Hosts::from_system() {
+            Ok(hosts) => (hosts, true),
+            Err(error) => (Hosts::default(), !is_limit(&error)),
+        };
+        let mut resolver = Self::with_hosts(nameservers, hosts);
+        resolver.complete &= complete;
+        resolver
+    }
+
+    /// Whether everything could be read that it is made from; else it had better be made anew for the next use.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     pub(crate) fn with_hosts(nameservers: &[SocketAddr], hosts: Hosts) -> Self {
+        let mut complete = true;
         let configured = if nameservers.is_empty() {
             match read_system_conf() {
                 Ok((config, options)) => {
@@ -73,6 +89,7 @@ impl Resolver {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no name servers: the system's resolver configuration cannot be used");
+                    complete = !matches!(error, NetError::Io(error) if is_limit(&error));
                     None
                 }
             }
@@ -96,7 +113,11 @@ impl Resolver {
                 .inspect_err(|error| tracing::warn!(%error, "no name servers"))
                 .ok()
         });
-        Self { hosts, servers }
+        Self {
+            hosts,
+            servers,
+            complete,
+        }
     }
 
     /// The addresses of one family, in the order of the answer; never an empty list.
@@ -179,7 +200,13 @@ fn unresolved(error: NetError) -> Unresolved {
         NetError::Timeout => Unresolved::Timeout,
         NetError::Dns(DnsError::NoRecordsFound(none)) => rcode(none.response_code),
         NetError::Dns(DnsError::ResponseCode(code)) => rcode(code),
-        NetError::Io(error) if super::error::is_limit(&error) => Unresolved::LimitReached,
+        NetError::Io(error) if is_limit(&error) => Unresolved::LimitReached,
+        // The library tells no reason; a socket of our own does.
+        NetError::NoConnections
+            if UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).is_err_and(|error| is_limit(&error)) =>
+        {
+            Unresolved::LimitReached
+        }
         other => {
             tracing::debug!(error = %other, "name servers could not be asked");
             Unresolved::Unavailable
@@ -218,6 +245,7 @@ mod tests {
         Resolver {
             hosts,
             servers: None,
+            complete: true,
         }
     }
 

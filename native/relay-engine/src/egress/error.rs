@@ -131,7 +131,7 @@ impl From<&io::Error> for DialError {
 }
 
 /// Whether an error means that something of the process or the machine has run out.
-pub(super) fn is_limit(error: &io::Error) -> bool {
+pub(crate) fn is_limit(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(
