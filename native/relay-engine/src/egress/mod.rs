@@ -10,3 +10,4 @@ mod test_server;
 
 pub use dial::{Dialled, Egress, dial};
 pub use error::DialError;
+pub(crate) use error::is_limit;

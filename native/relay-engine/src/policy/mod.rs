@@ -6,6 +6,7 @@
 mod address;
 mod hosts;
 mod networks;
+mod own;
 mod rules;
 
 pub use address::is_public;

@@ -11,6 +11,7 @@ use capsule_core::target::Host;
 use super::address::{canonical, is_public};
 use super::hosts::{HostPatterns, normalised};
 use super::networks::Networks;
+use super::own::is_own;
 use crate::config;
 
 /// Why a target is refused. Says nothing about what a name resolved to.
@@ -180,8 +181,8 @@ pub struct Admission {
 impl Admission {
     /// Whether this address may be dialled.
     ///
-    /// The first rule that decides wins. An allow rule without `networks` speaks of public addresses and those of
-    /// `allow_networks` only: for any other address the search goes on.
+    /// The first rule that decides wins. An allow rule without `networks` speaks of public addresses, those of this machine
+    /// left out, and those of `allow_networks` only: for any other address the search goes on.
     ///
     /// # Errors
     /// The refusal, if not.
@@ -190,7 +191,8 @@ impl Admission {
         if ruleset.deny_networks.touch(address) {
             return Err(Refusal::Address);
         }
-        let reachable = is_public(address) || ruleset.allow_networks.contain(address);
+        let reachable = ruleset.allow_networks.contain(address)
+            || (is_public(address) && !is_own(canonical(address)));
         for &index in &*self.concerned {
             let rule = &ruleset.rules[index];
             let decides = match (rule.networks.is_empty(), rule.allow) {
