@@ -13,7 +13,7 @@ from peers.capsule import DATA_TYPES, capsule, varint
 from peers.flow import Flow
 from peers.h3 import DATA, H3_DATAGRAM, HEADERS, SETTINGS, H3Session, H3Tunnel, frame, settings
 from peers.matrix import connect, established
-from peers.model import End, Headers, Request, tunnel_request
+from peers.model import CLEAN, End, Headers, Request, tunnel_request
 from peers.process import RelayProcess, StartRelay, until
 from peers.target import Target, echo
 
@@ -198,6 +198,113 @@ async def test_request_stream_faults_that_end_the_connection(relay: RelayProcess
     session, _ = await request_with(relay, data)
     async with session:
         await ends_with(session, codes)
+
+
+def leftovers() -> dict[str, tuple[list[bytes | Headers], int, bool]]:
+    """What may not follow the head of a request that gets no tunnel: frames or field sections, code, connection."""
+    trailers: Headers = [("x", "y")]
+    data = frame(DATA, b"abc")
+    return {
+        "H2 frame 0x02": ([frame(0x02, b"12345")], FRAME_UNEXPECTED, True),
+        "SETTINGS": ([settings({})], FRAME_UNEXPECTED, True),
+        "GOAWAY": ([frame(0x07, varint(0))], FRAME_UNEXPECTED, True),
+        "MAX_PUSH_ID": ([frame(0x0D, varint(0))], FRAME_UNEXPECTED, True),
+        "CANCEL_PUSH": ([frame(0x03, varint(0))], FRAME_UNEXPECTED, True),
+        "PUSH_PROMISE": ([frame(0x05, b"\x00\x00\x00")], FRAME_UNEXPECTED, True),
+        "trailers twice": ([data, trailers, trailers], FRAME_UNEXPECTED, True),
+        "DATA after trailers": ([trailers, data], FRAME_UNEXPECTED, True),
+        "DATA cut short": ([data[:-1]], FRAME_ERROR, True),
+        "trailers that cannot be decoded": ([frame(HEADERS, b"\x02\x00\x80")], DECOMPRESSION, True),
+        "pseudo field in trailers": ([data, [(":path", "/")]], MESSAGE_ERROR, False),
+        "upper-case name in trailers": ([data, [("X", "y")]], MESSAGE_ERROR, False),
+    }
+
+
+LENGTHS: dict[str, list[bytes]] = {"10": [frame(DATA, b"abc")], "2": [frame(DATA, b"ab"), frame(DATA, b"c")], "5": []}
+
+
+# = rfc9114 §4.1.2 content-length
+@pytest.mark.parametrize("length", LENGTHS)
+async def test_content_of_another_length_than_announced(relay: RelayProcess, length: str) -> None:
+    async with await H3Session.connect(relay.endpoint("h3")) as session:
+        stream = session.stream()
+        request = [*session.pseudo(Request("POST", "/x")), ("content-length", length)]
+        data = frame(HEADERS, session.block(stream.stream_id, request)) + b"".join(LENGTHS[length])
+        await stream.send_raw(data, end=True)
+        _, end = await stream.drained()
+        assert end == End("reset", MESSAGE_ERROR)
+        assert (await session.ask(Request("GET", "/x"))).status == 404
+
+
+# = rfc9114 §4.1.2 malformed-request
+@pytest.mark.parametrize("what", leftovers())
+@pytest.mark.parametrize("apart", [False, True])
+async def test_what_follows_the_head_of_a_refused_request(relay: RelayProcess, what: str, apart: bool) -> None:
+    parts, code, ends_connection = leftovers()[what]
+    async with await H3Session.connect(relay.endpoint("h3")) as session:
+        stream = session.stream()
+        request = session.pseudo(Request("POST", "/x"))
+        sections = [
+            part if isinstance(part, bytes) else frame(HEADERS, session.block(stream.stream_id, part)) for part in parts
+        ]
+        head, rest = frame(HEADERS, session.block(stream.stream_id, request)), b"".join(sections)
+        if apart:
+            # The answer comes before the rest does.
+            await stream.send_raw(head)
+            assert (await stream.answer()).status == 404
+            await stream.send_raw(rest, end=True)
+        else:
+            await stream.send_raw(head + rest, end=True)
+        if ends_connection:
+            await ends_with(session, {code})
+        elif apart:
+            async with asyncio.timeout(5):
+                await stream.stopped_seen.wait()
+            assert stream.stopped == code
+        else:
+            _, end = await stream.drained()
+            assert end == End("reset", code)
+        if not ends_connection:
+            assert (await session.ask(Request("GET", "/x"))).status == 404
+
+
+async def test_content_and_trailers_of_a_refused_request(relay: RelayProcess) -> None:
+    async with await H3Session.connect(relay.endpoint("h3")) as session:
+        stream = session.stream()
+        head = [*session.pseudo(Request("POST", "/x")), ("content-length", "3")]
+        data = frame(HEADERS, session.block(stream.stream_id, head)) + frame(0x21, b"grease") + frame(DATA, b"ab")
+        data += frame(DATA, b"c") + frame(HEADERS, session.block(stream.stream_id, [("x", "y")])) + frame(0x21)
+        await stream.send_raw(data, end=True)
+        assert (await stream.answer()).status == 404
+        _, end = await stream.drained()
+        assert end == CLEAN
+
+
+# = rfc9114 §6.2.1 control-stream-stays
+async def test_the_relay_s_control_stream_may_not_be_stopped(relay: RelayProcess) -> None:
+    async with await H3Session.connect(relay.endpoint("h3")) as session:
+        control = next(stream_id for stream_id, kind in session.uni_kind.items() if kind == 0)
+        session.protocol._quic.stop_stream(control, 0x100)
+        session.protocol.transmit()
+        await ends_with(session, {CLOSED_CRITICAL})
+
+
+# = rfc9297 §2 datagram-without-meaning
+async def test_a_datagram_for_a_tunnel_whose_target_is_stalled(relay: RelayProcess) -> None:
+    async with established(relay, "h3", "connect") as (flow, _):
+        stream = flow.tunnel
+        assert isinstance(stream, H3Tunnel)
+        sender = asyncio.create_task(flow.write(bytes(32 << 20)))
+        # Every buffer on the way is full once nothing is acknowledged any more.
+        seen, taken = -1, 0
+        while taken != seen:
+            await asyncio.sleep(0.7)
+            seen, taken = taken, stream.session.protocol._quic._streams[stream.stream_id].sender._buffer_start
+        stream.session.datagram(varint(stream.stream_id // 4) + b"what is this")
+        async with asyncio.timeout(8):
+            await stream.stopped_seen.wait()
+        assert stream.stopped == DATAGRAM_ERROR
+        await asyncio.gather(sender, return_exceptions=True)
 
 
 async def test_a_frame_cut_short_by_the_end(relay: RelayProcess) -> None:

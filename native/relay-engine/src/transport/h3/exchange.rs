@@ -1,18 +1,27 @@
 //! Answering one request: an interim or a final head, a refusal, or the two halves of a tunnel.
 
 use std::rc::Rc;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use futures_util::future::FutureExt;
 use http::{HeaderName, HeaderValue};
+use tokio::time::timeout;
 
 use super::code::Code;
-use super::frame::{self, Decoder, data_header};
+use super::frame::{self, Decoder, FrameStep, data_header};
 use super::message;
-use super::stream::{H3Recv, H3Send, Verdict, number};
-use crate::transport::{Exchange, Gone, Refusal};
+use super::stream::{H3Recv, H3Send, Verdict, close, number};
+use super::{code, qpack};
+use crate::transport::{CHUNKS, Exchange, Gone, Refusal};
 
+/// Bytes read at once.
+const READ: usize = 64 * 1024;
 /// Optimistic bytes that are held while the target is dialled; beyond them the stream's window holds the client back.
 const EARLY: usize = 64 * 1024;
+/// How much of a refused request is looked at, and for how long once it is answered.
+const LEFTOVER: usize = 64 * 1024;
+const LEFTOVER_TIME: Duration = Duration::from_secs(1);
 
 /// The sending direction of a request that has no complete answer yet: reset when it is given up.
 pub(super) struct Unanswered(pub(super) Option<quinn::SendStream>);
@@ -21,6 +30,15 @@ impl Unanswered {
     /// The stream, unless the answer is complete.
     fn stream(&mut self) -> Result<&mut quinn::SendStream, Gone> {
         self.0.as_mut().ok_or(Gone)
+    }
+}
+
+impl Unanswered {
+    /// Resets the stream for what the client did.
+    fn condemn(&mut self, fault: code::Fault) {
+        if let (Some(mut send), code::Fault::Stream(code)) = (self.0.take(), fault) {
+            let _ = send.reset(number(code));
+        }
     }
 }
 
@@ -33,12 +51,58 @@ impl Drop for Unanswered {
     }
 }
 
+/// The receiving direction of a request: stopped when it is given up.
+pub(super) struct Unread(Option<quinn::RecvStream>);
+
+impl Unread {
+    /// Takes what is behind a head.
+    pub(super) fn new(recv: quinn::RecvStream) -> Self {
+        Self(Some(recv))
+    }
+
+    /// The next piece; `None` at the end, and once it was stopped.
+    async fn read(&mut self, most: usize) -> Result<Option<Bytes>, Gone> {
+        let Some(recv) = &mut self.0 else {
+            return Ok(None);
+        };
+        match recv.read_chunk(most, true).await {
+            Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    /// Ends the direction, or the connection, for what the client did.
+    fn condemn(&mut self, fault: code::Fault, quic: &quinn::Connection) {
+        match fault {
+            code::Fault::Connection(code) => close(quic, code),
+            code::Fault::Stream(code) => self.stop(code),
+        }
+    }
+
+    fn stop(&mut self, code: Code) {
+        if let Some(mut recv) = self.0.take() {
+            let _ = recv.stop(number(code));
+        }
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        // Left to itself the stream would be stopped with 0, which is no code of HTTP/3.
+        self.stop(Code::REQUEST_CANCELLED);
+    }
+}
+
 /// One request that waits for its answer.
 pub(super) struct H3Exchange {
     /// An answer has no content (RFC 9110 §9.3.2).
     pub(super) head_only: bool,
     pub(super) send: Unanswered,
-    pub(super) recv: quinn::RecvStream,
+    pub(super) recv: Unread,
+    /// The content that the head announces; not for a CONNECT, whose content is not the request's.
+    pub(super) content_length: Option<u64>,
+    /// The client ends its direction with the request.
+    pub(super) request_ends: bool,
     pub(super) quic: quinn::Connection,
     pub(super) decoder: Decoder,
     /// Received behind the head, not yet decoded.
@@ -82,6 +146,74 @@ pub(super) async fn answer(
     Ok(())
 }
 
+/// What comes behind the head of a request that gets no tunnel: nobody wants it, but it has to be well-formed.
+struct Leftover {
+    decoder: Decoder,
+    announced: Option<u64>,
+    content: u64,
+    /// Bytes looked at.
+    seen: usize,
+}
+
+impl Leftover {
+    fn new(decoder: Decoder, announced: Option<u64>) -> Self {
+        Self {
+            decoder,
+            announced,
+            content: 0,
+            seen: 0,
+        }
+    }
+
+    /// Takes what was read.
+    fn read(&mut self, read: Result<Option<Bytes>, Gone>) -> Result<Progress, code::Fault> {
+        match read {
+            Ok(Some(data)) => self.take(data),
+            Ok(None) => self.end(),
+            Err(Gone) => Ok(Progress::Done),
+        }
+    }
+
+    /// Takes the next piece.
+    fn take(&mut self, mut data: Bytes) -> Result<Progress, code::Fault> {
+        self.seen += data.len();
+        loop {
+            match self.decoder.next(&data)? {
+                FrameStep::Skip(bytes) => data.advance(bytes),
+                FrameStep::Data(_) if data.is_empty() => return Ok(Progress::More),
+                FrameStep::Data(bytes) => {
+                    let length = usize::try_from(bytes).unwrap_or(usize::MAX).min(data.len());
+                    self.decoder.advance(length as u64);
+                    data.advance(length);
+                    self.content += length as u64;
+                }
+                //= rfc9114 §4.1.2 malformed-request
+                FrameStep::Headers(block) => {
+                    message::trailers(qpack::decode(&block)?)?;
+                }
+                FrameStep::Idle => return Ok(Progress::More),
+            }
+        }
+    }
+
+    /// The client's direction is at its end.
+    fn end(&self) -> Result<Progress, code::Fault> {
+        self.decoder.end()?;
+        //= rfc9114 §4.1.2 content-length
+        match self.announced {
+            Some(announced) if announced != self.content => Err(message::MALFORMED),
+            _ => Ok(Progress::Done),
+        }
+    }
+}
+
+/// Whether more of a request may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    More,
+    Done,
+}
+
 impl Exchange for H3Exchange {
     type Recv = H3Recv;
     type Send = H3Send;
@@ -90,11 +222,44 @@ impl Exchange for H3Exchange {
         write_head(self.send.stream()?, 100, &[]).await
     }
 
-    async fn refuse(mut self, refusal: Refusal) {
-        let _ = answer(self.send, refusal, self.head_only).await;
+    async fn refuse(self, refusal: Refusal) {
+        let Self {
+            mut send, mut recv, ..
+        } = self;
+        let mut leftover = Leftover::new(self.decoder, self.content_length);
+        // What is at hand counts before the answer.
+        let mut judged = Ok(Progress::More);
+        for early in self.early {
+            judged = judged.and_then(|_| leftover.take(early));
+        }
+        while judged == Ok(Progress::More) && leftover.seen < LEFTOVER {
+            judged = match recv.read(READ).now_or_never() {
+                Some(read) => leftover.read(read),
+                None => break,
+            };
+        }
+        if let Err(fault) = judged {
+            send.condemn(fault);
+            return recv.condemn(fault, &self.quic);
+        }
+        if answer(send, refusal, self.head_only).await.is_err() {
+            return;
+        }
+        // A CONNECT has no end of its own; of anything else the rest is on its way.
+        if self.request_ends {
+            let rest = async {
+                while judged == Ok(Progress::More) && leftover.seen < LEFTOVER {
+                    judged = leftover.read(recv.read(READ).await);
+                }
+            };
+            let _ = timeout(LEFTOVER_TIME, rest).await;
+            if let Err(fault) = judged {
+                return recv.condemn(fault, &self.quic);
+            }
+        }
         //= connect-tcp §4.1 discard-optimistic
         // Optimistic bytes are dropped; the answer is complete without them.
-        let _ = self.recv.stop(number(Code::NO_ERROR));
+        recv.stop(Code::NO_ERROR);
     }
 
     async fn accept(
@@ -105,7 +270,7 @@ impl Exchange for H3Exchange {
         write_head(self.send.stream()?, 200, &fields).await?;
         let send = self.send.0.take().ok_or(Gone)?;
         let recv = H3Recv::new(
-            self.recv,
+            self.recv.0.take().ok_or(Gone)?,
             self.quic,
             self.decoder,
             self.early,
@@ -119,9 +284,11 @@ impl Exchange for H3Exchange {
         // stream's window holds the client back.
         //= connect-tcp §4.1 buffer-optimistic
         let reset = async {
-            while self.early.iter().map(Bytes::len).sum::<usize>() < EARLY {
-                match self.recv.read_chunk(EARLY, true).await {
-                    Ok(Some(chunk)) => self.early.push(chunk.bytes),
+            while self.early.len() < CHUNKS
+                && self.early.iter().map(Bytes::len).sum::<usize>() < EARLY
+            {
+                match self.recv.read(EARLY).await {
+                    Ok(Some(data)) => self.early.push(data),
                     Ok(None) => break,
                     Err(_) => return,
                 }
@@ -140,9 +307,8 @@ impl Exchange for H3Exchange {
             () = reset => {}
             () = stopped => {}
             () = self.verdict.condemned() => {
-                let code = number(Code::DATAGRAM_ERROR);
-                let _ = send.reset(code);
-                let _ = self.recv.stop(code);
+                let _ = send.reset(number(Code::DATAGRAM_ERROR));
+                self.recv.stop(Code::DATAGRAM_ERROR);
                 self.send.0 = None;
             }
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use capsule_core::request::Version;
+use http::header::CONTENT_LENGTH;
 use quinn::VarInt;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Notify;
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::code::{Code, Fault as Violation};
 use super::control::{self, Control};
-use super::exchange::{H3Exchange, Unanswered, answer};
+use super::exchange::{H3Exchange, Unanswered, Unread, answer};
 use super::frame::{Decoder, Side};
 use super::qpack;
 use super::settings::Settings;
@@ -109,6 +110,8 @@ struct Connection {
     goaway: Cell<Option<u64>>,
     next: Cell<u64>,
     idle: Notify,
+    /// When the last request was over; without meaning while there is one.
+    quiet_since: Cell<Option<Instant>>,
 }
 
 impl Connection {
@@ -137,6 +140,7 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
         goaway: Cell::new(None),
         next: Cell::new(0),
         idle: Notify::new(),
+        quiet_since: Cell::new(Some(Instant::now())),
     });
     // The seed of reserved values only has to vary.
     let grease = connection.quic.stable_id() as u64 >> 6;
@@ -153,11 +157,20 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
     };
     let mut draining = false;
     let mut idle_until = Instant::now() + limit;
+    let control_stopped = control.stopped();
+    tokio::pin!(control_stopped);
     loop {
         tokio::select! {
+            //= rfc9114 §6.2.1 control-stream-stays
+            stopped = &mut control_stopped => {
+                // Otherwise the connection is lost.
+                if stopped.is_ok() {
+                    connection.violated(Code::CLOSED_CRITICAL_STREAM);
+                }
+                return;
+            }
             stream = connection.quic.accept_bi() => {
                 let Ok((send, recv)) = stream else { return };
-                idle_until = Instant::now() + IDLE;
                 begin(worker, &connection, send, recv);
             }
             stream = connection.quic.accept_uni() => {
@@ -187,10 +200,15 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
                 return close(&connection.quic, Code::NO_ERROR);
             }
             () = sleep_until(idle_until), if !draining => {
-                if connection.requests.borrow().is_empty() {
-                    return close(&connection.quic, Code::NO_ERROR);
+                let quiet = connection.quiet_since.get().filter(|_| connection.requests.borrow().is_empty());
+                match quiet.map(|since| since + IDLE) {
+                    // One that asked for nothing in time has no claim to more of it.
+                    Some(until) if connection.next.get() == 0 || until <= Instant::now() => {
+                        return close(&connection.quic, Code::NO_ERROR);
+                    }
+                    Some(until) => idle_until = until,
+                    None => idle_until = Instant::now() + IDLE,
                 }
-                idle_until = Instant::now() + IDLE;
             }
             () = worker.reached(Phase::Stopping) => {
                 let _ = timeout(GOODBYE, no_requests(&connection)).await;
@@ -260,6 +278,7 @@ impl Drop for OpenRequest<'_> {
         let mut requests = self.connection.requests.borrow_mut();
         requests.remove(&self.id);
         if requests.is_empty() {
+            self.connection.quiet_since.set(Some(Instant::now()));
             self.connection.idle.notify_waiters();
         }
     }
@@ -284,10 +303,14 @@ async fn request(
     .await;
     let fault = match reading {
         Ok(Ok(Some(head))) => {
+            let request_ends = head.method != "CONNECT";
+            let announced = head.fields.get(CONTENT_LENGTH).filter(|_| request_ends);
             let exchange = H3Exchange {
                 head_only: head.method == "HEAD",
                 send: Unanswered(Some(send)),
-                recv,
+                recv: Unread::new(recv),
+                content_length: announced.and_then(|length| length.to_str().ok()?.parse().ok()),
+                request_ends,
                 quic: connection.quic.clone(),
                 decoder,
                 early: vec![early],

@@ -76,6 +76,10 @@ impl Verdict {
         number(self.code.get().unwrap_or(code))
     }
 
+    fn is_condemned(&self) -> bool {
+        self.code.get().is_some()
+    }
+
     /// Resolves once the stream is condemned. Safe to drop and call again.
     pub async fn condemned(&self) {
         while self.code.get().is_none() {
@@ -209,7 +213,7 @@ impl RecvHalf for H3Recv {
     }
 
     fn lost(&mut self) -> bool {
-        if self.connection.close_reason().is_some() {
+        if self.verdict.is_condemned() || self.connection.close_reason().is_some() {
             return true;
         }
         match self.stream.read_chunk(1, true).now_or_never() {
@@ -293,7 +297,11 @@ impl SendHalf for H3Send {
 
     async fn finish(&mut self) -> Result<(), Gone> {
         self.over = true;
-        self.stream.finish().map_err(|_| Gone)
+        self.stream.finish().map_err(|_| Gone)?;
+        // Neither a drain nor an idle close may cut off what is still on its way. How the client leaves once the end is on it
+        // makes no difference.
+        let _ = self.stream.stopped().await;
+        Ok(())
     }
 
     fn delivered(&self) -> bool {
