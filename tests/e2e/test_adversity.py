@@ -16,10 +16,10 @@ from peers.h1 import H1Session
 from peers.h2 import H2Session
 from peers.h3 import H3Session
 from peers.matrix import STREAMED, TARGET_RESET, TRANSPORTS, connect, established, success
-from peers.model import CLEAN, tunnel_request
+from peers.model import CLEAN, End, Request, Session, tunnel_request
 from peers.process import RelayProcess, StartRelay, until
 from peers.target import BlackHole, Connection, Target, echo
-from peers.wire import TlsWire
+from peers.wire import TcpWire, TlsWire
 
 TCP = "connect-tcp-12"
 MIB = 1 << 20
@@ -242,6 +242,61 @@ async def test_an_idle_tunnel_ends_in_time(impatient: RelayProcess, transport: s
         async with asyncio.timeout(8):
             await target.read_to_end()
             await flow.closed()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_what_is_no_payload_keeps_a_tunnel_alive(impatient: RelayProcess, transport: str) -> None:
+    async with established(impatient, transport, TCP) as (flow, target):
+        until_then = time.monotonic() + 2.5
+        while time.monotonic() < until_then:
+            await flow.tunnel.send(capsule(0x17, b"grease"))
+            await asyncio.sleep(0.1)
+        await flow.write(b"still here")
+        assert await target.read_exactly(10) == b"still here"
+
+
+@pytest.mark.parametrize("transport", ["h1", "h1tls"])
+async def test_a_client_that_resets_before_the_answer_resets_the_target(
+    relay: RelayProcess, transport: str, protocol: str
+) -> None:
+    # Not every try meets the moment between the connection and the answer; a clean end is wrong at any of them.
+    async with Target() as target:
+        for _ in range(20):
+            session = await connect(relay, transport)
+            assert isinstance(session, H1Session)
+            await session.open(tunnel_request(protocol, target.host, target.port))
+            tcp = session.wire.tcp if isinstance(session.wire, TlsWire) else session.wire
+            assert isinstance(tcp, TcpWire)
+            await tcp.abort()
+            with contextlib.suppress(TimeoutError):
+                connection = await target.accept(0.3)
+                await connection.read_to_end()
+                assert connection.end == End("reset")
+            await session.close()
+
+
+@pytest.mark.parametrize("transport", ["h2", "h3"])
+async def test_a_refusal_that_is_not_taken_is_given_up(impatient: RelayProcess, transport: str) -> None:
+    session: Session
+    if transport == "h2":
+        session = await H2Session.connect(impatient.endpoint("h2"), window=0)
+    else:
+        session = await H3Session.connect(impatient.endpoint("h3"), answer_window=0)
+    async with session:
+        tunnels = [await session.open(Request("GET", "/x")) for _ in range(5)]
+        async with asyncio.timeout(6):
+            for tunnel in tunnels:
+                _, end = await tunnel.drained()
+                assert end.kind == "reset"
+
+
+async def test_an_h3_client_that_takes_no_100_is_given_up(impatient: RelayProcess) -> None:
+    async with await H3Session.connect(impatient.endpoint("h3"), answer_window=0) as session:
+        request = tunnel_request(TCP, "127.0.0.1", 9).adding(("expect", "100-continue"))
+        tunnel = await session.open(request)
+        async with asyncio.timeout(6):
+            _, end = await tunnel.drained()
+        assert end.kind == "reset"
 
 
 async def test_reloads_cost_nothing_that_stays(launch: StartRelay) -> None:

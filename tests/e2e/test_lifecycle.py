@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from peers.flow import Flow
 from peers.h1 import H1Session
-from peers.h2 import H2Session
-from peers.h3 import H3Session
-from peers.matrix import connect, success
+from peers.h2 import H2Session, H2Tunnel
+from peers.h3 import H3Session, H3Tunnel
+from peers.matrix import STREAMED, connect, success
 from peers.model import CLEAN, TOKEN, Request, tunnel_request
 from peers.pki import Authority
 from peers.process import RelayProcess, StartRelay, merged, token_line, toml, until
 from peers.target import Target, echo
-from peers.wire import TcpWire
+from peers.wire import TcpWire, TlsWire
 
 TCP = "connect-tcp-12"
 
@@ -87,6 +87,63 @@ async def test_drain_of_an_idle_relay_is_quick(launch: StartRelay, transport: st
     relay.signal(signal.SIGTERM)
     assert await exit_code(relay, 8) == 0
     assert time.monotonic() - began < 8
+    await session.close()
+
+
+# What the target sent and ended cleanly is still on its way to a client that is slow to take it.
+@pytest.mark.parametrize("transport", STREAMED)
+async def test_drain_waits_for_the_last_bytes(launch: StartRelay, transport: str, protocol: str) -> None:
+    relay = launch(limits={"drain_timeout": "20s"})
+    size = 200_000
+    async with Target() as target:
+        if transport == "h3":
+            session: Any = await H3Session.connect(relay.endpoint("h3"), answer_window=20_000)
+        else:
+            session = await H2Session.connect(relay.endpoint(transport), window=20_000)
+        flow = Flow(await session.open(tunnel_request(protocol, target.host, target.port)), protocol)
+        connection = await target.accept()
+        if isinstance(flow.tunnel, H3Tunnel):
+            flow.tunnel.stall()
+        await flow.write_final(b"all?")
+        await flow.end()
+        assert await connection.read_to_end() == b"all?"
+        await connection.send(b"w" * size)
+        await connection.finish()
+        relay.signal(signal.SIGTERM)
+        assert await until(lambda: "draining" in relay.stderr())
+        # Longer than a drain waits for connections on which nothing happens.
+        await asyncio.sleep(2.5)
+        assert relay.alive
+        if isinstance(flow.tunnel, H3Tunnel):
+            session.stalled.clear()
+            session.protocol.transmit()
+        elif isinstance(flow.tunnel, H2Tunnel):
+            session.connection.increment_flow_control_window(size, flow.tunnel.stream_id)
+            await session.flush()
+        assert len(await flow.read_to_fin()) == size
+        assert await flow.closed() == CLEAN
+        assert await exit_code(relay) == 0
+        await session.close()
+
+
+@pytest.mark.parametrize("transport", ["h1", "h1tls"])
+async def test_drain_answers_a_request_that_has_begun(launch: StartRelay, transport: str) -> None:
+    relay = launch(limits={"drain_timeout": "20s"})
+    session = await connect(relay, transport)
+    assert isinstance(session, H1Session)
+    assert (await session.ask(Request("GET", "/x"))).status == 404
+    await session.wire.send(b"GET /x HT")
+    tcp = session.wire.tcp if isinstance(session.wire, TlsWire) else session.wire
+    assert isinstance(tcp, TcpWire)
+    assert await until(lambda: tcp.unread == 0)
+    relay.signal(signal.SIGTERM)
+    assert await until(lambda: "draining" in relay.stderr())
+    await session.wire.send(b"TP/1.1\r\nHost: a\r\n\r\n")
+    received = bytearray()
+    while data := await session.wire.recv():
+        received += data
+    assert received.startswith(b"HTTP/1.1 404 ")
+    assert await exit_code(relay, 8) == 0
     await session.close()
 
 

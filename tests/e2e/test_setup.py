@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import random
+import time
 
 import pytest
 from peers.capsule import DATA_TYPES, capsule
@@ -27,6 +29,7 @@ TCP = "connect-tcp-12"
 # = rfc9297 §3.2 no-204-205-206
 # = rfc9297 §3.4 field-sent
 # = rfc9110 §9.3.6 connect-no-content-fields
+# = rfc9110 §6.6.1 date
 # = rfc9209 §2 member
 # = rfc9209 §2.1.2 next-hop
 async def test_a_good_answer(relay: RelayProcess, transport: str, protocol: str) -> None:
@@ -40,6 +43,9 @@ async def test_a_good_answer(relay: RelayProcess, transport: str, protocol: str)
             assert answer.get(name) is None
         for name in ("alt-svc", "strict-transport-security", "accept-ch", "set-cookie", "clear-site-data"):
             assert answer.get(name) is None
+        if answer.status == 200:
+            moment = email.utils.parsedate_to_datetime(answer.get("date") or "")
+            assert abs(moment.timestamp() - time.time()) < 60
         if protocol == "connect":
             assert answer.get("capsule-protocol") is None
         else:
@@ -135,6 +141,12 @@ async def test_no_100_where_the_answer_is_at_hand(relay: RelayProcess, transport
         tunnel = await session.open(request)
         assert (await tunnel.answer()).status in (401, 407)
         assert tunnel.interim == []
+    # Denied as a port, and as an address.
+    for host, port in (("127.0.0.1", 25), ("10.0.0.1", 80)):
+        async with await connect(relay, transport) as session:
+            tunnel = await session.open(tunnel_request(protocol, host, port).adding(("expect", "100-continue")))
+            assert (await tunnel.answer()).status == 403
+            assert tunnel.interim == []
 
 
 # = connect-tcp §4.1 buffer-optimistic

@@ -13,7 +13,7 @@ from peers.matrix import connect
 from peers.model import TOKEN, Request, path_to
 from peers.process import RelayProcess, StartRelay
 from peers.target import Target, unused_port
-from peers.wire import TcpWire, TlsWire, Wire
+from peers.wire import TcpWire, TlsWire, Wire, client_context
 
 TCP = "connect-tcp-12"
 AUTH = f"Authorization: Bearer {TOKEN}\r\n"
@@ -41,7 +41,7 @@ async def exchange(relay: RelayProcess, transport: str, data: bytes, enough: int
         await wire.send(data)
         received, closed = bytearray(), False
         try:
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(1.2):
                 while len(statuses(received)) < enough and (piece := await wire.recv()):
                     received += piece
                 closed = len(statuses(received)) < enough
@@ -126,6 +126,25 @@ async def test_ambiguous_requests_are_refused_and_nothing_follows(
     assert len(found) <= 1, found
     assert all(400 <= status < 600 and status != 404 for status in found), found
     assert closed
+
+
+VERSIONS = {
+    "HTTP/1.2": (b"GET /x HTTP/1.2\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
+    "HTTP/1.9": (b"GET /x HTTP/1.9\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
+    "HTTP/2.0": (b"GET /x HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+    "HTTP/0.9": (b"GET /x HTTP/0.9\r\nHost: a\r\n\r\n", 505),
+    "lower case": (b"GET /x http/1.1\r\nHost: a\r\n\r\n", 400),
+    "two digits": (b"GET /x HTTP/1.10\r\nHost: a\r\n\r\n", 400),
+    "two spaces": (b"GET /x  HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+}
+
+
+# = rfc9110 §2.5 higher-minor
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("what", VERSIONS)
+async def test_versions(relay: RelayProcess, transport: str, what: str) -> None:
+    data, status = VERSIONS[what]
+    assert await exchange(relay, transport, data) == ([status], True)
 
 
 BODIES = {
@@ -297,6 +316,30 @@ async def test_slowloris(impatient: RelayProcess, transport: str, start: bytes) 
     await asyncio.gather(dripping, return_exceptions=True)
     await wire.close()
     assert 0.7 < time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_the_limit_on_the_first_head_begins_with_the_connection(impatient: RelayProcess, transport: str) -> None:
+    # Neither the handshake nor the first bytes, which tell the version, begin it anew.
+    endpoint = impatient.endpoint(transport)
+    tcp = await TcpWire.connect(endpoint.host, endpoint.port)
+    began = time.monotonic()
+    await asyncio.sleep(0.6)
+    wire: Wire = tcp
+    if transport == "h1tls":
+        wire = TlsWire(tcp, client_context(endpoint.authority_file, ["http/1.1"]), "localhost")
+        await wire.handshake()
+    await wire.send(b"PRI /x HTT" if transport == "h1" else b"GET /x HTT")
+    received = bytearray()
+    while piece := await wire.recv():
+        received += piece
+    await wire.close()
+    assert 0.8 < time.monotonic() - began < 1.5
+    assert statuses(received) == [408]
+
+
+async def test_a_stalled_preface_is_told(impatient: RelayProcess) -> None:
+    assert await exchange(impatient, "h1", b"PRI * HT", 1) == ([408], False)
 
 
 async def test_slowloris_inside_tls(impatient: RelayProcess) -> None:

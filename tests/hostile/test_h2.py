@@ -115,6 +115,8 @@ def malformed(base: Headers) -> dict[str, Headers]:
         "transfer-encoding": with_(("transfer-encoding", "chunked")),
         "te": with_(("te", "gzip")),
         "NUL in a value": with_(("x", "a\x00b")),
+        "space before a value": with_(("x", " a")),
+        "tab behind a value": with_(("x", "a\t")),
         "line feed in a value": with_(("x", "a\nb")),
         "carriage return in a value": with_(("x", "a\rb")),
         ":protocol with GET": instead(":method", "GET"),
@@ -140,6 +142,7 @@ UNDECODABLE = (
 MALFORMED = [name for name in malformed([(":method", "CONNECT"), (":protocol", TCP)]) if name not in UNDECODABLE]
 
 
+# = rfc9113 §8.2.1 value-whitespace
 # = rfc9113 §8.1.1 malformed-request
 # = rfc9113 §8.3.1 authority-and-host
 # = rfc9113 §8.5 connect-pseudo-fields

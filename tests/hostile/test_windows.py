@@ -54,19 +54,6 @@ async def test_quiet_tunnels_keep_no_credit_from_their_neighbours(
                 assert await neighbour.read_exactly(length) == b"n" * length
 
 
-def unread(connection: Connection) -> int:
-    """Bytes of this target that wait in the kernel until the relay reads them."""
-    ours, theirs = (
-        f"{int.from_bytes(bytes(map(int, host.split('.'))), 'little'):08X}:{port:04X}"
-        for host, port in (connection.sock.getsockname(), connection.sock.getpeername())
-    )
-    for line in Path("/proc/net/tcp").read_text().splitlines():
-        fields = line.split()
-        if fields[1:3] == [theirs, ours]:
-            return int(fields[4].partition(":")[2], 16)
-    raise LookupError(f"{theirs} -> {ours}")
-
-
 def wakeups(relay: RelayProcess) -> int:
     """How often the relay's threads were woken so far."""
     total = 0
@@ -85,7 +72,7 @@ async def dribble(relay: RelayProcess, connections: list[Connection], limit: int
             # Time for the relay to take each byte by itself.
             await asyncio.sleep(0)
         # What is unread for so long will stay so.
-        if not await until(lambda: any(unread(connection) == 0 for connection in connections), 0.3):
+        if not await until(lambda: any(connection.unread == 0 for connection in connections), 0.3):
             return True
         if relay.resident > limit:
             return False

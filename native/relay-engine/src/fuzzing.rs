@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::runtime::Runtime;
+use tokio::time::Instant;
 
 use crate::transport::h1::head;
 use crate::transport::h3::code::Fault;
@@ -36,7 +37,10 @@ pub fn h1_head(data: &[u8]) {
         let (mut first, second) = data.split_at(cut);
         let mut io = (&mut first).chain(second);
         let mut buffer = BytesMut::new();
-        let reading = async { head::read(&mut io, &mut buffer, Duration::from_secs(60)).await };
+        let reading = async {
+            let until = Instant::now() + Duration::from_secs(60);
+            head::read(&mut io, &mut buffer, until).await
+        };
         let parsed = RUNTIME.with_borrow(|runtime| runtime.block_on(reading));
         parsed.map_or_else(|error| format!("{error:?}"), |parsed| format!("{parsed:?}"))
     };

@@ -86,6 +86,21 @@ impl Backlog {
         let _ = timeout(limit, self.below(1)).await;
     }
 
+    /// Counts bytes that are not in a buffer until the last reference to them is dropped.
+    pub fn count(&self, bytes: Bytes) -> Bytes {
+        struct Counted {
+            bytes: Bytes,
+            _hold: Hold,
+        }
+        impl AsRef<[u8]> for Counted {
+            fn as_ref(&self) -> &[u8] {
+                &self.bytes
+            }
+        }
+        let _hold = self.hold();
+        Bytes::from_owner(Counted { bytes, _hold })
+    }
+
     fn hold(&self) -> Hold {
         self.0.chunks.fetch_add(1, Ordering::AcqRel);
         Hold(self.clone())

@@ -10,7 +10,7 @@ use capsule_core::fields::Fields;
 use capsule_core::proxy_status::{self, ProxyError, ProxyStatus};
 use capsule_core::reject::Reject;
 use capsule_core::request::{self, Challenge, Head, Request};
-use capsule_core::target::Target;
+use capsule_core::target::{Host, Target};
 use futures_util::future::{Either, select};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use tokio::time::timeout;
@@ -211,6 +211,8 @@ pub async fn handle<E: Exchange>(
     let status = if head.version <= request::Version::H1_1 && request.token.is_some() {
         101
     } else {
+        //= rfc9110 §6.6.1 date
+        answer.push((header::DATE, date()));
         200
     };
     //= connect-tcp §4.1 buffer-optimistic
@@ -293,17 +295,16 @@ async fn admit<E: Exchange>(
     if *worker.shared.phase.borrow() != Phase::Running {
         return Err(overload("the relay is stopping").into());
     }
-    //= connect-tcp §4.2 expect-continue
-    //= rfc9110 §10.1.1 expect-continue
-    if request.expect_continue && exchange.proceed().await.is_err() {
-        return Ok(None);
-    }
     let name = principal.as_deref();
     generation
         .ruleset
         .before_hook(&target.host, target.port)
         .map_err(denied)?;
     if let Some(limit) = generation.hook {
+        // The decision may take its time: the client is told first.
+        if request.expect_continue && !proceed(exchange, generation).await {
+            return Ok(None);
+        }
         decide(
             worker,
             generation,
@@ -330,6 +331,17 @@ async fn admit<E: Exchange>(
             generation.limits.max_tunnels_per_principal,
         )
         .ok_or_else(|| overload("too many tunnels are open for this principal"))?;
+    //= connect-tcp §4.2 expect-continue
+    //= rfc9110 §10.1.1 expect-continue
+    if request.expect_continue && generation.hook.is_none() {
+        // Nor is there a 100 where an address as such is refused.
+        if let Host::Ip(address) = target.host {
+            admission.permits(address).map_err(denied)?;
+        }
+        if !proceed(exchange, generation).await {
+            return Ok(None);
+        }
+    }
     let egress = worker.egress(generation);
     let deadline = tokio::time::Instant::now() + generation.egress.dial_timeout;
     //= connect-tcp §3.1 attempt-before-status
@@ -354,6 +366,12 @@ async fn admit<E: Exchange>(
             rcode: error.rcode().map(Into::into),
         }),
     }
+}
+
+/// Sends `100 (Continue)`; `false`: the client is gone, or does not take it in time.
+async fn proceed<E: Exchange>(exchange: &mut E, generation: &Generation) -> bool {
+    let proceeding = timeout(generation.limits.header_timeout, exchange.proceed());
+    matches!(proceeding.await, Ok(Ok(())))
 }
 
 async fn authenticate(
@@ -446,6 +464,10 @@ fn title(status: u16) -> &'static str {
         .unwrap_or("Refused")
 }
 
+fn date() -> HeaderValue {
+    value(&httpdate::fmt_http_date(std::time::SystemTime::now()))
+}
+
 fn value(text: &str) -> HeaderValue {
     // What a field cannot hold is left out rather than sent.
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
@@ -487,9 +509,9 @@ pub fn refusal(
         rcode,
         ..ProxyStatus::default()
     };
-    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
     let mut fields = vec![
-        (header::DATE, value(&date)),
+        //= rfc9110 §6.6.1 date
+        (header::DATE, date()),
         (
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),

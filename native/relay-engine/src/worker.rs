@@ -11,7 +11,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth;
@@ -83,7 +83,9 @@ impl Worker {
             Some((number, egress)) if *number == generation.number => egress.clone(),
             _ => {
                 let egress = Rc::new(Egress::new(&generation.egress));
-                *slot = Some((generation.number, egress.clone()));
+                if egress.is_complete() {
+                    *slot = Some((generation.number, egress.clone()));
+                }
                 egress
             }
         }
@@ -117,6 +119,8 @@ pub fn run(
             phase,
             egress: RefCell::new(None),
         });
+        // While descriptors are sure to be had.
+        worker.egress(&worker.shared.generation.load());
         let mut endpoints = Vec::new();
         for listener in listeners {
             match serve_listener(&worker, listener) {
@@ -232,27 +236,34 @@ async fn connection(
     mut peer: Peer,
     mut wire: Wire,
 ) {
-    let (limit, tls) = {
+    let (until, tls) = {
         let generation = worker.shared.generation.load();
-        let limit = generation.limits.header_timeout;
         (
-            limit,
+            Instant::now() + generation.limits.header_timeout,
             generation.tls[index].as_ref().map(|tls| tls.tcp.clone()),
         )
     };
     let Some(tls) = tls else {
-        let reading = speaks_h2(&mut wire, http);
-        let Ok(Some((is_h2, read))) = timeout(limit, reading).await else {
-            return;
+        let mut read = BytesMut::new();
+        let version = tokio::select! {
+            biased;
+            version = timeout_at(until, speaks_h2(&mut wire, http, &mut read)) => version,
+            () = worker.reached(Phase::Draining) => Ok(Some(Http::H1)),
         };
-        return if is_h2 {
-            h2::serve(worker, peer, Prefixed::new(read, wire)).await;
-        } else {
-            h1::exchange::serve(worker, &peer, h1::Connection::new(wire, read)).await;
+        return match version {
+            Ok(Some(Http::H2)) => {
+                h2::serve(worker, peer, Prefixed::new(read, wire), until).await;
+            }
+            // Whoever is too slow gets the answer that says so.
+            Ok(Some(_)) | Err(_) if http.contains(&Http::H1) => {
+                let connection = h1::Connection::new(wire, read);
+                h1::exchange::serve(worker, &peer, connection, until).await;
+            }
+            _ => {}
         };
     };
     let acceptor = TlsAcceptor::from(tls);
-    let Ok(Ok(stream)) = timeout(limit, acceptor.accept(ReadAhead::new(wire))).await else {
+    let Ok(Ok(stream)) = timeout_at(until, acceptor.accept(ReadAhead::new(wire))).await else {
         return;
     };
     let (_, session) = stream.get_ref();
@@ -264,27 +275,27 @@ async fn connection(
     let is_h2 = session.alpn_protocol() == Some(b"h2");
     let stream = tokio_rustls::TlsStream::from(stream);
     if is_h2 {
-        h2::serve(worker, peer, stream).await;
+        h2::serve(worker, peer, stream, until).await;
     } else if http.contains(&Http::H1) {
-        h1::exchange::serve(worker, &peer, h1::Connection::new(stream, BytesMut::new())).await;
+        let connection = h1::Connection::new(stream, BytesMut::new());
+        h1::exchange::serve(worker, &peer, connection, until).await;
     }
 }
 
 /// Reads until it is clear whether a cleartext client speaks HTTP/2 with prior knowledge; `None` if it left.
-async fn speaks_h2(wire: &mut Wire, http: &[Http]) -> Option<(bool, BytesMut)> {
-    let mut read = BytesMut::new();
+async fn speaks_h2(wire: &mut Wire, http: &[Http], read: &mut BytesMut) -> Option<Http> {
     if !http.contains(&Http::H2) {
-        return Some((false, read));
+        return Some(Http::H1);
     }
     loop {
         let seen = read.len().min(PREFACE.len());
         if read[..seen] != PREFACE[..seen] {
-            return http.contains(&Http::H1).then_some((false, read));
+            return Some(Http::H1);
         }
         if seen == PREFACE.len() {
-            return Some((true, read));
+            return Some(Http::H2);
         }
-        if !matches!(wire.read_buf(&mut read).await, Ok(n) if n > 0) {
+        if !matches!(wire.read_buf(read).await, Ok(n) if n > 0) {
             return None;
         }
     }

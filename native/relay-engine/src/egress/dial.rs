@@ -30,6 +30,12 @@ impl Egress {
         Self::with_resolver(config, Resolver::new(&config.nameservers))
     }
 
+    /// Whether nothing was left out for want of descriptors; else it serves for the moment only.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.resolver.is_complete()
+    }
+
     pub(super) fn with_resolver(config: &config::Egress, resolver: Resolver) -> Self {
         Self {
             resolver,
@@ -41,7 +47,7 @@ impl Egress {
 /// A connection to a target.
 #[derive(Debug)]
 pub struct Dialled {
-    /// The connection; TCP_NODELAY and keepalive are on.
+    /// The connection; TCP_NODELAY and keepalive are on, and its close is a RST.
     pub stream: TcpStream,
     /// Where it leads: the address that won.
     pub peer: SocketAddr,

@@ -51,7 +51,8 @@ impl Sources {
     }
 }
 
-/// Connects, with TCP_NODELAY and keepalive on.
+/// Connects, with TCP_NODELAY and keepalive on. Unless somebody turns that off, the close of the socket is a RST: what is given
+/// up at any point must not look like a clean end to the target.
 pub(super) async fn connect(sources: &Sources, target: SocketAddr) -> io::Result<TcpStream> {
     let source = sources.pick(target.ip())?;
     let socket = match target {
@@ -59,6 +60,7 @@ pub(super) async fn connect(sources: &Sources, target: SocketAddr) -> io::Result
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     let options = SockRef::from(&socket);
+    options.set_linger(Some(Duration::ZERO))?;
     options.set_tcp_nodelay(true)?;
     options.set_tcp_keepalive(
         &TcpKeepalive::new()

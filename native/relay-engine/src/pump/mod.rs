@@ -118,7 +118,7 @@ pub struct Outcome {
     pub unknown_capsules: u64,
 }
 
-/// The target's socket: closing it without a clean end on both sides is a RST.
+/// The target's socket, as it was dialled: closing it is a RST unless both sides ended cleanly.
 struct Target {
     wire: Wire,
     clean: Cell<bool>,
@@ -131,8 +131,8 @@ impl Drop for Target {
         //= connect-tcp §3 data-after-final
         //= rfc9113 §8.5 connect-reset
         //= rfc9114 §4.4 connect-reset
-        if !self.clean.get() {
-            self.wire.reset_on_close();
+        if self.clean.get() {
+            self.wire.finish_on_close();
         }
     }
 }
@@ -143,6 +143,8 @@ struct Tunnel<'a> {
     target: Target,
     up: Cell<u64>,
     down: Cell<u64>,
+    /// Bytes of the data stream that were taken from the client in user space, whatever they are.
+    taken: Cell<u64>,
     /// The target's connection is known to be broken. A socket tells that only once: afterwards its end looks like a FIN.
     broken: Cell<bool>,
     /// FIN was sent to the target.
@@ -305,6 +307,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         },
         up: Cell::new(0),
         down: Cell::new(0),
+        taken: Cell::new(0),
         broken: Cell::new(false),
         fin_sent: Cell::new(false),
         fin_sent_wake: Notify::new(),
@@ -386,7 +389,11 @@ async fn rest<S: SendHalf>(
         };
         tokio::select! {
             biased;
-            result = &mut up => return result,
+            result = &mut up => return match result {
+                // As below: a client that has everything may leave as it likes.
+                Err(Ended::ClientGone) if tunnel.fin_sent.get() && send.delivered() => Ok(()),
+                other => other,
+            },
             ended = tunnel.target_failed(), if !tunnel.fin_sent.get() => return Err(ended),
             // A client that has everything may leave as it likes.
             gone = send.gone() => return match tunnel.fin_sent.get() && send.delivered() {
@@ -430,10 +437,11 @@ async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ende
 async fn guard(tunnel: &Tunnel<'_>, idle: Duration, stop: impl Future<Output = ()>) -> Ended {
     let quiet = async {
         // Looking four times an idle period costs nothing a byte and is exact to a quarter.
-        let (mut seen, mut same) = ((0, 0), 0);
+        let (mut seen, mut same) = ((0, 0, 0), 0);
         while same < 4 {
             sleep(idle / 4).await;
-            let now = (tunnel.up.get(), tunnel.down.get());
+            // Also what is no payload is a sign of life.
+            let now = (tunnel.up.get(), tunnel.down.get(), tunnel.taken.get());
             same = if now == seen { same + 1 } else { 0 };
             seen = now;
         }

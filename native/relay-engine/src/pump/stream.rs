@@ -55,6 +55,7 @@ pub(super) async fn take(
     mut chunk: Bytes,
     payload: &mut Vec<Bytes>,
 ) -> Result<(), Ended> {
+    tunnel.taken.set(tunnel.taken.get() + chunk.len() as u64);
     loop {
         let step = tunnel.machine.borrow_mut().inbound(&chunk)?;
         match step {

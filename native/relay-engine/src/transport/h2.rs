@@ -10,7 +10,7 @@ use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::pool::{Backlog, Buffer};
 use crate::session;
@@ -56,13 +56,13 @@ fn builder() -> Builder {
     builder
 }
 
-/// Serves a connection until it ends.
-pub async fn serve<I>(worker: &Rc<Worker>, peer: Peer, io: I)
+/// Serves a connection until it ends. The first request is to arrive before `until`.
+pub async fn serve<I>(worker: &Rc<Worker>, peer: Peer, io: I, until: Instant)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let limit = worker.shared.generation.load().limits.header_timeout;
-    let Ok(Ok(mut connection)) = timeout(limit, builder().handshake::<I, Bytes>(io)).await else {
+    let Ok(Ok(mut connection)) = timeout_at(until, builder().handshake::<I, Bytes>(io)).await
+    else {
         return;
     };
     let peer = Rc::new(peer);
@@ -70,7 +70,7 @@ where
     let mut asked = false;
     // How often in a row the connection was looked at and had no stream.
     let mut quiet = 0;
-    let mut look = Instant::now() + limit;
+    let mut look = until;
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
@@ -111,12 +111,26 @@ where
             return;
         };
         asked = true;
+        //= rfc9113 §8.2.1 value-whitespace
+        let mut respond = respond;
+        if request.headers().values().any(is_padded) {
+            respond.send_reset(Reason::PROTOCOL_ERROR);
+            continue;
+        }
         let (worker, peer) = (worker.clone(), peer.clone());
         tokio::task::spawn_local(async move {
             let (head, exchange) = exchange(request, respond);
             session::handle(&worker, &peer, head, exchange).await;
         });
     }
+}
+
+/// Whether a value begins or ends with white space.
+fn is_padded(value: &HeaderValue) -> bool {
+    let bytes = value.as_bytes();
+    [bytes.first(), bytes.last()]
+        .iter()
+        .any(|end| matches!(end, Some(b' ' | b'\t')))
 }
 
 //= rfc9113 §8.1.1 malformed-request
@@ -187,10 +201,20 @@ impl Exchange for H2Exchange {
             http::header::CONTENT_LENGTH,
             HeaderValue::from(refusal.body.len()),
         );
-        if let Ok(mut stream) = self.respond.send_response(answer, self.head_only)
+        if let Ok(stream) = self.respond.send_response(answer, self.head_only)
             && !self.head_only
         {
-            let _ = stream.send_data(refusal.body, true);
+            // Given up by the caller's time-out, it resets the stream.
+            let mut send = H2Send::new(stream);
+            let body = send.backlog.count(refusal.body);
+            if send.stream.send_data(body, true).is_err() {
+                return;
+            }
+            let backlog = send.backlog.clone();
+            tokio::select! {
+                () = backlog.below(1) => send.over = true,
+                _ = send.gone() => {}
+            }
         }
         //= connect-tcp §4.1 discard-optimistic
         // Optimistic bytes are dropped with the body: the library ends the stream with NO_ERROR.
@@ -329,7 +353,15 @@ impl SendHalf for H2Send {
 
     async fn finish(&mut self) -> Result<(), Gone> {
         self.over = true;
-        self.stream.send_data(Bytes::new(), true).map_err(|_| Gone)
+        self.stream
+            .send_data(Bytes::new(), true)
+            .map_err(|_| Gone)?;
+        // A drain may not cut off what still waits here.
+        let backlog = self.backlog.clone();
+        tokio::select! {
+            () = backlog.below(1) => Ok(()),
+            gone = self.gone() => Err(gone),
+        }
     }
 
     fn delivered(&self) -> bool {
@@ -362,9 +394,9 @@ impl SendHalf for H2Send {
 
 impl Drop for H2Send {
     fn drop(&mut self) {
-        // A tunnel's task that ends without a word, by a panic or a cancelled runtime, must not look like a clean end.
+        // A task that ends without a word, by a panic, a time-out or a cancelled runtime, must not look like a clean end.
         if !self.over {
-            self.stream.send_reset(Reason::INTERNAL_ERROR);
+            self.stream.send_reset(Reason::CANCEL);
         }
     }
 }

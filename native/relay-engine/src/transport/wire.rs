@@ -35,6 +35,11 @@ impl Wire {
         let _ = SockRef::from(&*self.0).set_linger(Some(Duration::ZERO));
     }
 
+    /// Undoes [`reset_on_close`](Self::reset_on_close).
+    pub fn finish_on_close(&self) {
+        let _ = SockRef::from(&*self.0).set_linger(None);
+    }
+
     /// Whether the peer has acknowledged everything.
     pub fn is_delivered(&self) -> bool {
         !matches!(queue::unacknowledged(self.tcp()), Ok(1..))

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use capsule_core::reject::Reject;
 use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::head::{self, HeadError, Parsed};
 use super::{Connection, Io};
@@ -17,22 +17,29 @@ use crate::state::Phase;
 use crate::transport::{Exchange, Gone, Peer, Refusal};
 use crate::worker::Worker;
 
-/// Serves requests until one becomes a tunnel, the client leaves, or the relay stops.
-pub async fn serve<I: Io>(worker: &Rc<Worker>, peer: &Peer, connection: Connection<I>) {
-    let mut connection = connection;
+/// Serves requests until one becomes a tunnel, the client leaves, or the relay stops. The first request is to arrive before
+/// `until`, each further one within the time-out of the configuration.
+pub async fn serve<I: Io>(
+    worker: &Rc<Worker>,
+    peer: &Peer,
+    mut connection: Connection<I>,
+    until: Instant,
+) {
+    let mut until = Some(until);
     loop {
         let limit = worker.shared.generation.load().limits.header_timeout;
-        let idle = connection.buffer.is_empty();
-        let parsed = {
-            let reading = head::read(&mut connection.io, &mut connection.buffer, limit);
-            let draining = worker.reached(Phase::Draining);
+        let until = until.take().unwrap_or_else(|| Instant::now() + limit);
+        let parsed = loop {
+            let idle = connection.buffer.is_empty();
             tokio::select! {
                 biased;
-                parsed = reading => parsed,
-                () = draining, if idle => {
-                    let _ = timeout(limit, close(connection)).await;
-                    return;
-                }
+                parsed = head::read(&mut connection.io, &mut connection.buffer, until) => break parsed,
+                () = worker.reached(Phase::Draining), if idle => {}
+            }
+            // A request that has begun is still answered.
+            if connection.buffer.is_empty() {
+                let _ = timeout(limit, close(connection)).await;
+                return;
             }
         };
         let (parsed, connection_out) = match parsed {

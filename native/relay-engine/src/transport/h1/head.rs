@@ -1,12 +1,10 @@
 //! Reading a request head, strictly: what two parsers could read in two ways is refused.
 
-use std::time::Duration;
-
 use bytes::{Buf, BytesMut};
 use capsule_core::request::Version;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::transport::RequestHead;
 
@@ -63,11 +61,11 @@ impl HeadError {
     }
 }
 
-/// Reads up to the end of the head within `limit`; what follows stays in `buffer`.
+/// Reads up to the end of the head, not longer than `until`; what follows stays in `buffer`. Safe to drop and call again.
 pub async fn read<I: AsyncRead + Unpin>(
     io: &mut I,
     buffer: &mut BytesMut,
-    limit: Duration,
+    until: Instant,
 ) -> Result<Parsed, HeadError> {
     let reading = async {
         let mut scanned = 0;
@@ -94,7 +92,7 @@ pub async fn read<I: AsyncRead + Unpin>(
             }
         }
     };
-    timeout(limit, reading)
+    timeout_at(until, reading)
         .await
         .unwrap_or(Err(HeadError::TooSlow))
 }
@@ -134,7 +132,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
             return Err(HeadError::Malformed("the request head is incomplete"));
         }
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
-        Err(httparse::Error::Version) => return Err(HeadError::Version),
+        Err(httparse::Error::Version) => return other_version(bytes),
         Err(_) => return Err(HeadError::Malformed("the request head cannot be parsed")),
     }
     let version = match request.version {
@@ -165,6 +163,27 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, HeadError> {
         has_body,
         close,
     })
+}
+
+/// A head that is not of HTTP/1.0 or HTTP/1.1 in so many letters.
+//= rfc9110 §2.5 higher-minor
+fn other_version(bytes: &[u8]) -> Result<Parsed, HeadError> {
+    let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or(bytes);
+    let mut words = line.split(|byte| *byte == b' ').skip(2);
+    match (words.next(), words.next()) {
+        // A higher minor version is read as the highest that is known.
+        (Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9']), None) => {
+            let mut known = bytes.to_vec();
+            known[line.len() - 1] = b'1';
+            parse(&known)
+        }
+        (Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Err(HeadError::Version)
+        }
+        _ => Err(HeadError::Malformed("the request line cannot be parsed")),
+    }
 }
 
 /// Elements of a comma-separated list over all lines of a field.
