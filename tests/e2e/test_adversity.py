@@ -244,6 +244,26 @@ async def test_an_idle_tunnel_ends_in_time(impatient: RelayProcess, transport: s
             await flow.closed()
 
 
+# Long payloads are moved inside the kernel, which may be told that more follows: where nothing does, nothing waits for it.
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("behind", [b"", capsule(0x17, b"g" * 100), capsule(0x17, b"g" * 100)[:-60], b"\xa0\x28"])
+async def test_the_last_of_long_payloads_does_not_wait(relay: RelayProcess, transport: str, behind: bytes) -> None:
+    payload = random.Random(6).randbytes(80_000)
+    async with established(relay, transport, TCP) as (flow, target):
+        await flow.write(b"first")
+        assert await target.read_exactly(5) == b"first"
+        times = []
+        for size in (80_000, 40_000, 33_000, 79_999, 60_000):
+            data = b"".join(capsule(DATA_TYPES[TCP][0], payload[:size]) for _ in range(4))
+            began = time.perf_counter()
+            await flow.tunnel.send(data + capsule(0x17, b"g" * 50))
+            assert await target.read_exactly(4 * size) == payload[:size] * 4
+            times.append(time.perf_counter() - began)
+        await flow.tunnel.send(b"".join(capsule(DATA_TYPES[TCP][0], payload) for _ in range(4)) + behind)
+        assert await target.read_exactly(4 * 80_000) == payload * 4
+        assert sorted(times)[2] < 0.15, "held back for the length of a timer"
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_what_is_no_payload_keeps_a_tunnel_alive(impatient: RelayProcess, transport: str) -> None:
     async with established(impatient, transport, TCP) as (flow, target):

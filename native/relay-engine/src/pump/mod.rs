@@ -150,8 +150,6 @@ struct Tunnel<'a> {
     /// FIN was sent to the target.
     fin_sent: Cell<bool>,
     fin_sent_wake: Notify,
-    /// Payload to the target that is in a pipe.
-    piped: RefCell<Option<pipe::Loan>>,
     pipe_limit: usize,
     metrics: &'a WorkerMetrics,
 }
@@ -311,7 +309,6 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         broken: Cell::new(false),
         fin_sent: Cell::new(false),
         fin_sent_wake: Notify::new(),
-        piped: RefCell::new(None),
         pipe_limit: (bounds.buffer / 2).clamp(4096, 1 << 20),
         metrics,
     });

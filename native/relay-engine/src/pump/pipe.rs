@@ -74,15 +74,26 @@ impl Loan {
         Ok(moved)
     }
 
-    /// Moves bytes from the pipe to a socket.
-    pub(super) fn drain(&mut self, to: impl AsFd) -> io::Result<usize> {
+    /// Moves up to `most` bytes from the pipe to a socket; `more`: others follow at once, and may leave with them.
+    pub(super) fn drain(&mut self, to: impl AsFd, most: usize, more: bool) -> io::Result<usize> {
         let Some(pipe) = &self.pipe else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-        let moved = splice(&pipe.read, None, to, None, self.held, flags)?;
+        let mut flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        flags.set(SpliceFlags::MORE, more);
+        let moved = splice(&pipe.read, None, to, None, most.min(self.held), flags)?;
         self.held -= moved;
         Ok(moved)
+    }
+
+    /// Takes bytes out of the pipe.
+    pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Some(pipe) = &self.pipe else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        let length = rustix::io::read(&pipe.read, into)?;
+        self.held -= length.min(self.held);
+        Ok(length)
     }
 }
 

@@ -22,12 +22,17 @@ const WORTH_SPLICING: u64 = 32 * 1024;
 /// What is read to learn the next header when long payloads follow each other: exactly a header of one that is worth splicing,
 /// unless its type or length takes more bytes than common.
 const PEEK: usize = 8;
+/// Whatever follows a payload is no payload up to here, as far as is known.
+const LONGEST_HEADER: usize = MAX_HEADER;
 
 fn would_block(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock
 }
 
 /// Client to target until the client's data stream ends.
+///
+/// While payloads are long the data stream goes into a pipe as it comes, headers and all. From there headers are read and payloads
+/// spliced on: two short calls a capsule, whatever its length, and one call for all of them at the client's socket.
 pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, half: &mut R) -> Result<(), Ended> {
     let Some(client) = half.socket() else {
         return stream::up(tunnel, half).await;
@@ -36,84 +41,47 @@ pub(super) async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, half: &mut R) -> Result
     let mut turn = Turn::default();
     let mut long = false;
     loop {
-        let pending = tunnel.machine.borrow().payload_pending();
-        // The rest of a long payload goes the way of its beginning.
-        if pending >= WORTH_SPLICING || (long && pending > 0) {
-            match splice_up(tunnel, client, pending).await? {
-                Moved::End => break,
-                Moved::Copied(chunk) => {
+        // The rest of a long payload goes the way of its beginning, and so does the payload after it.
+        if long || tunnel.machine.borrow().payload_pending() >= WORTH_SPLICING {
+            match fill(client, tunnel.pipe_limit).await? {
+                Filled::Pipe(pipe) => {
+                    long = forward(tunnel, pipe, &mut payload, &mut turn).await?;
+                    continue;
+                }
+                Filled::Copied(chunk) => {
                     turn.moved(chunk.len()).await;
                     take(tunnel, chunk, &mut payload).await?;
                     write(tunnel, &mut payload).await?;
                     continue;
                 }
-                Moved::Spliced(moved) => {
-                    tunnel.machine.borrow_mut().advance(moved);
-                    // The end of the payload may also be the end of the direction.
-                    take(tunnel, Bytes::new(), &mut payload).await?;
-                    long = true;
-                    turn.moved(usize::try_from(moved).unwrap_or(usize::MAX))
-                        .await;
-                    continue;
-                }
+                Filled::End => break,
                 // No pipe to be had: copy.
-                Moved::NoPipe => long = false,
+                Filled::NoPipe => {}
             }
         }
-        if tunnel.piped.borrow().is_none() {
-            client.readable().await.map_err(|_| Ended::ClientGone)?;
-        }
+        client.readable().await.map_err(|_| Ended::ClientGone)?;
         let mut buffer = Buffer::take();
-        let most = if long { PEEK } else { PAYLOAD };
-        match client.try_read(buffer.payload_mut(most)) {
+        match client.try_read(buffer.payload_mut(PAYLOAD)) {
             Ok(0) => break,
             Ok(length) => {
                 turn.moved(length).await;
                 let chunk: Bytes = buffer.freeze(HEADROOM, HEADROOM + length);
                 take(tunnel, chunk, &mut payload).await?;
-                let pending = tunnel.machine.borrow().payload_pending();
-                if long && payload.is_empty() && pending >= WORTH_SPLICING {
-                    // A header alone: what is in the pipe waits for what can be had at once.
-                    continue;
-                }
-                long = pending >= WORTH_SPLICING;
-                flush(tunnel).await?;
-                // The first bytes of a long payload, read with its header, leave with what can be spliced already.
-                let next = match &payload[..] {
-                    [_] if long => fill_now(client, pending, tunnel.pipe_limit),
-                    _ => Ok(None),
-                };
-                match (next, &payload[..]) {
-                    (Ok(Some((pipe, moved))), [few]) if moved > 0 => {
-                        send_more(tunnel.tcp(), few)
-                            .await
-                            .map_err(|_| Ended::TargetGone)?;
-                        tunnel.moved_up(few.len());
-                        payload.clear();
-                        tunnel.piped.borrow_mut().replace(pipe);
-                        flush(tunnel).await?;
-                        tunnel.machine.borrow_mut().advance(moved as u64);
-                        take(tunnel, Bytes::new(), &mut payload).await?;
-                    }
-                    // A socket tells its error only once.
-                    (Err(error), _) if !would_block(&error) => return Err(Ended::ClientGone),
-                    // An end shows again at the next read.
-                    _ => write(tunnel, &mut payload).await?,
-                }
+                write(tunnel, &mut payload).await?;
+                long = tunnel.machine.borrow().payload_pending() >= WORTH_SPLICING;
             }
-            Err(error) if would_block(&error) => flush(tunnel).await?,
+            Err(error) if would_block(&error) => {}
             Err(_) => return Err(Ended::ClientGone),
         }
     }
-    flush(tunnel).await?;
     half.ended();
     tunnel.client_ended()
 }
 
-/// What became of an attempt to splice.
-enum Moved {
-    /// So many bytes are in the pipe.
-    Spliced(u64),
+/// What became of an attempt to fill a pipe.
+enum Filled {
+    /// It holds bytes of the data stream.
+    Pipe(Loan),
     /// Splicing stops at urgent data; these bytes, urgent ones left out, were read past it.
     Copied(Bytes),
     /// The client sent FIN.
@@ -122,48 +90,87 @@ enum Moved {
     NoPipe,
 }
 
-/// Moves payload from the client into the pipe. What is in the pipe leaves once it is full or the client pauses: short capsules reach the target as long writes.
-async fn splice_up(tunnel: &Tunnel<'_>, client: &TcpStream, most: u64) -> Result<Moved, Ended> {
-    let piped = tunnel.piped.borrow_mut().take();
-    if let Some(mut pipe) = piped {
-        let room = tunnel.pipe_limit.saturating_sub(pipe.held());
-        let room = usize::try_from(most).unwrap_or(usize::MAX).min(room);
-        // Not through the socket's readiness: a full pipe and an empty socket look the same here.
-        let filled = if room > 0 {
-            pipe.fill(client, room)
-        } else {
-            Ok(0)
-        };
-        tunnel.piped.borrow_mut().replace(pipe);
-        match filled {
-            Ok(moved) if moved > 0 => return Ok(Moved::Spliced(moved as u64)),
-            // A socket tells its error only once.
-            Err(error) if !would_block(&error) => return Err(Ended::ClientGone),
-            // Full, empty or at the end: which one shows once the pipe is empty.
-            _ => flush(tunnel).await?,
-        }
-    }
+/// Waits for bytes of the data stream and moves them into a pipe.
+async fn fill(client: &TcpStream, pipe_limit: usize) -> Result<Filled, Ended> {
     loop {
-        match fill_now(client, most, tunnel.pipe_limit) {
-            Ok(Some((_, 0))) => return Ok(Moved::End),
-            Ok(Some((pipe, moved))) => {
-                tunnel.piped.borrow_mut().replace(pipe);
-                return Ok(Moved::Spliced(moved as u64));
-            }
-            Ok(None) => return Ok(Moved::NoPipe),
+        match fill_now(client, pipe_limit) {
+            Ok(Some((_, 0))) => return Ok(Filled::End),
+            Ok(Some((pipe, _))) => return Ok(Filled::Pipe(pipe)),
+            Ok(None) => return Ok(Filled::NoPipe),
             Err(error) if would_block(&error) => {}
+            // A socket tells its error only once.
             Err(_) => return Err(Ended::ClientGone),
         }
         match receive(client) {
-            Ok((_, 0)) => return Ok(Moved::End),
+            Ok((_, 0)) => return Ok(Filled::End),
             Ok((buffer, length)) => {
-                return Ok(Moved::Copied(buffer.freeze(HEADROOM, HEADROOM + length)));
+                return Ok(Filled::Copied(buffer.freeze(HEADROOM, HEADROOM + length)));
             }
             Err(error) if would_block(&error) => {}
             Err(_) => return Err(Ended::ClientGone),
         }
         client.readable().await.map_err(|_| Ended::ClientGone)?;
     }
+}
+
+/// Moves the data stream in a pipe on to the target, headers left out. Tells whether payloads are still long.
+async fn forward(
+    tunnel: &Tunnel<'_>,
+    mut pipe: Loan,
+    payload: &mut Vec<Bytes>,
+    turn: &mut Turn,
+) -> Result<bool, Ended> {
+    // The pipe is followed by a payload or a header; only what is inside a payload that began long, or is long, is spliced.
+    let mut long = true;
+    // The target's socket holds bytes back because more was to follow.
+    let mut corked = false;
+    while pipe.held() > 0 {
+        let pending = tunnel.machine.borrow().payload_pending();
+        if pending >= WORTH_SPLICING || (long && pending > 0) {
+            long = true;
+            let most = usize::try_from(pending)
+                .unwrap_or(usize::MAX)
+                .min(pipe.held());
+            let more = pipe.held() - most > LONGEST_HEADER;
+            let moved = drain(&mut pipe, tunnel.tcp(), most, more)
+                .await
+                .map_err(|_| Ended::TargetGone)?;
+            corked = more && moved == most;
+            tunnel.moved_up(moved);
+            tunnel.machine.borrow_mut().advance(moved as u64);
+            // The end of the payload may also be the end of the direction.
+            take(tunnel, Bytes::new(), payload).await?;
+            turn.moved(moved).await;
+            continue;
+        }
+        let most = if long { PEEK } else { PAYLOAD };
+        let mut buffer = Buffer::take();
+        let length = pipe
+            .read(buffer.payload_mut(most))
+            .map_err(|_| Ended::TargetGone)?;
+        turn.moved(length).await;
+        take(tunnel, buffer.freeze(HEADROOM, HEADROOM + length), payload).await?;
+        long = tunnel.machine.borrow().payload_pending() >= WORTH_SPLICING
+            || (long && payload.is_empty());
+        if long && pipe.held() > 0 {
+            // The first bytes of a long payload, read with its header, leave with the rest of it.
+            for few in payload.drain(..) {
+                send_more(tunnel.tcp(), &few)
+                    .await
+                    .map_err(|_| Ended::TargetGone)?;
+                tunnel.moved_up(few.len());
+                corked = true;
+            }
+        } else {
+            corked &= payload.is_empty();
+            write(tunnel, payload).await?;
+        }
+    }
+    if corked {
+        // Sets free what waits for more.
+        let _ = tunnel.tcp().set_nodelay(true);
+    }
+    Ok(long)
 }
 
 /// Reads whatever there is, not through the socket's readiness: past urgent data, where splicing sees nothing to move.
@@ -173,33 +180,19 @@ fn receive(from: &TcpStream) -> io::Result<(Buffer, usize)> {
     Ok((buffer, length))
 }
 
-/// Moves everything in the pipe to the target.
-pub(super) async fn flush(tunnel: &Tunnel<'_>) -> Result<(), Ended> {
-    let piped = tunnel.piped.borrow_mut().take();
-    if let Some(mut pipe) = piped {
-        while pipe.held() > 0 {
-            let drained = drain(&mut pipe, tunnel.tcp())
-                .await
-                .map_err(|_| Ended::TargetGone)?;
-            tunnel.moved_up(drained);
-        }
-    }
-    Ok(())
-}
-
-/// Moves what `from` has, up to `most` bytes, into a pipe; `None` if there is no pipe to be had.
-fn fill_now(from: &TcpStream, most: u64, pipe_limit: usize) -> io::Result<Option<(Loan, usize)>> {
+/// Moves what `from` has into a pipe, as far as it fits; `None` if there is no pipe to be had.
+fn fill_now(from: &TcpStream, pipe_limit: usize) -> io::Result<Option<(Loan, usize)>> {
     let Ok(mut pipe) = Loan::take(pipe_limit) else {
         return Ok(None);
     };
-    let most = usize::try_from(most).unwrap_or(usize::MAX).min(pipe_limit);
-    let moved = from.try_io(Interest::READABLE, || pipe.fill(from, most))?;
+    let moved = from.try_io(Interest::READABLE, || pipe.fill(from, pipe_limit))?;
     Ok(Some((pipe, moved)))
 }
 
-async fn drain(pipe: &mut Loan, to: &TcpStream) -> io::Result<usize> {
+/// Moves some of `most` bytes from a pipe to a socket; `more` has them wait for what follows.
+async fn drain(pipe: &mut Loan, to: &TcpStream, most: usize, more: bool) -> io::Result<usize> {
     loop {
-        match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+        match to.try_io(Interest::WRITABLE, || pipe.drain(to, most, more)) {
             Err(error) if would_block(&error) => to.writable().await?,
             other => return other,
         }
@@ -214,8 +207,7 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
         let Some(client) = send.socket() else {
             return stream::down(tunnel, send).await;
         };
-        let most = tunnel.pipe_limit as u64;
-        match fill_now(target, most, tunnel.pipe_limit) {
+        match fill_now(target, tunnel.pipe_limit) {
             Ok(Some((_, 0))) => return Ok(()),
             Ok(Some((mut pipe, length))) => {
                 let mut header = [0; MAX_HEADER];
@@ -227,7 +219,8 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                     .await
                     .map_err(|_| Ended::ClientGone)?;
                 while pipe.held() > 0 {
-                    let moved = drain(&mut pipe, client)
+                    let held = pipe.held();
+                    let moved = drain(&mut pipe, client, held, false)
                         .await
                         .map_err(|_| Ended::ClientGone)?;
                     tunnel.moved_down(moved);

@@ -10,7 +10,6 @@ use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
 use tokio::time::timeout;
 
-use super::splice::flush;
 use super::{Ended, Tunnel, Turn};
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
 use crate::transport::{RecvHalf, SendHalf};
@@ -81,8 +80,6 @@ pub(super) async fn take(
 
 /// Writes all of `payload` to the target, many slices a system call.
 pub(super) async fn write(tunnel: &Tunnel<'_>, payload: &mut Vec<Bytes>) -> Result<(), Ended> {
-    // What was received before goes before.
-    flush(tunnel).await?;
     let tcp = tunnel.tcp();
     let mut first = 0;
     while first < payload.len() {
