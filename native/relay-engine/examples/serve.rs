@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use relay_engine::{Config, Engine};
 
+/// As in the package.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: serve CONFIG.json")?;
     let config: Config = serde_json::from_str(&std::fs::read_to_string(path)?)?;

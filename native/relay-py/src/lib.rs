@@ -13,6 +13,11 @@ mod table;
 mod toml;
 mod tunnel;
 
+/// Python's own objects are not in it. Buffers of a few hundred KiB come and go by the thousand; the C library would give their
+/// pages back to the kernel each time, and take them again one fault after the other.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The native side of the package `relay`.
 #[pymodule(gil_used = false)]
 mod _native {

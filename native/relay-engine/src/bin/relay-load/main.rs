@@ -16,6 +16,10 @@ use relay_engine::load::{
 };
 use serde_json::Value;
 
+/// As in the package.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const HELP: &str = "usage: relay-load origin [--address IP:PORT]
        relay-load bulk --proxy IP:PORT --mode h1|h1tls|h2|h2c|h3|tcp [--form connect|connect-tcp]
                        [--direction down|up] [--bytes 1e9] [--authority NAME[:PORT]] [--ca FILE] [--token TOKEN]
