@@ -65,6 +65,21 @@ def test_what_no_varint_holds(value: int) -> None:
         encode_capsule(value, b"")
     with pytest.raises(ValueError, match="from 0 to"):
         encode_capsule_header(0, value)
+    with pytest.raises(ValueError, match="kind must be from 0 to"):
+        Capsule(value, b"")
+    with pytest.raises(ValueError, match="length must be from 0 to"):
+        CapsuleHeader(1, value)
+    with pytest.raises(ValueError, match="remaining must be from 0 to"):
+        CapsuleValue(b"", value)
+    with pytest.raises(ValueError, match="max_whole must be from 0 to"):
+        CapsuleDecoder(value)
+    with pytest.raises(ValueError, match="offset must be from 0 to"):
+        decode_varint(b"", value)
+
+
+def test_an_offset_beyond_the_bytes_needs_more_of_them() -> None:
+    assert decode_varint(b"\x01", 1) is None
+    assert decode_varint(b"\x01", framing.MAX_VARINT) is None
 
 
 def test_what_is_no_bytes() -> None:
