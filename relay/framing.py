@@ -1,7 +1,8 @@
 """The codec for people who have their own HTTP stack: varints, capsules, the connect-tcp machine. No I/O anywhere.
 
-Everything that takes bytes takes any contiguous buffer of bytes: ``bytes``, ``bytearray``, ``memoryview``. Bytes may be
-split anywhere; nothing waits for a whole capsule unless it is small.
+Everything that takes bytes takes any contiguous buffer: ``bytes``, ``bytearray``, ``memoryview``, arrays of ``array``
+and ``ctypes``; items wider than a byte count as the bytes that they are in memory. Bytes may be split anywhere; nothing
+waits for a whole capsule unless it is small.
 
 Varints (RFC 9000 §16)
     ``encode_varint(value) -> bytes`` writes the shortest form of an integer from 0 to 2**62 - 1 (else ValueError).

@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import ctypes
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,10 @@ BUFFERS: list[Callable[[bytes], Any]] = [
     bytearray,
     memoryview,
     lambda data: array.array("B", data),
+    lambda data: array.array("b", data),
+    lambda data: (ctypes.c_ubyte * len(data)).from_buffer_copy(data),
+    lambda data: (ctypes.c_char * len(data)).from_buffer_copy(data),
+    lambda data: memoryview(data).cast("b"),
 ]
 
 
@@ -83,7 +88,7 @@ def test_an_offset_beyond_the_bytes_needs_more_of_them() -> None:
 
 
 def test_what_is_no_bytes() -> None:
-    for wrong in ("text", 7, None, array.array("I", [1]), [1]):
+    for wrong in ("text", 7, None, [1], memoryview(b"abcdefgh").cast("H")[::2]):
         with pytest.raises(TypeError):
             decode_varint(wrong)  # type: ignore[arg-type]
 
@@ -96,6 +101,15 @@ def test_any_buffer_will_do(buffer: Callable[[bytes], Any]) -> None:
     assert CapsuleDecoder().feed(buffer(wire)) == [Capsule(7, b"abc")]
     machine = ConnectTcp()
     assert ConnectTcp().receive(buffer(machine.send(buffer(b"abc")))) == b"abc"
+
+
+def test_wider_items_are_the_bytes_that_they_are_in_memory() -> None:
+    for wide in (
+        memoryview(b"abcd").cast("H"),
+        array.array("I", b"abcd"),
+        (ctypes.c_uint16 * 2).from_buffer_copy(b"abcd"),
+    ):
+        assert encode_capsule(1, wide) == b"\x01\x04abcd"
 
 
 def test_a_strided_view_is_taken_as_it_reads() -> None:
