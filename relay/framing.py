@@ -21,7 +21,9 @@ connect-tcp
     the capsule types of a token that is not built in.
     ``receive(data) -> bytes`` takes bytes of the data stream and returns the payload among them; once
     ``receive_finished`` is true the peer has sent everything (write FIN to the TCP side). Other capsules are skipped,
-    and counted by ``unknown_capsules`` unless they are reserved ones. Data after FINAL_DATA raises FramingError.
+    and counted by ``unknown_capsules`` unless they are reserved ones. Data after FINAL_DATA raises FramingError, and so
+    does every later call. Payload before a fault is returned first, and the next call raises: what arrives does not
+    depend on how the bytes were split.
     ``receive_end() -> bool`` tells that the data stream ended cleanly: True = as it should, False = without FINAL_DATA
     (reset the TCP side); an end inside a capsule raises FramingError.
     ``send(payload) -> bytes`` wraps payload in a DATA capsule, ``send_header(length)`` makes its header alone,

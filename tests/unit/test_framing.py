@@ -204,6 +204,31 @@ def test_data_after_the_end_is_malformed() -> None:
             far.receive(ConnectTcp().send(b"late"))
 
 
+def received(pieces: list[bytes]) -> tuple[bytes, bool]:
+    """The payload among the pieces up to a fault, and whether FINAL_DATA was before it."""
+    machine = ConnectTcp()
+    payload = b""
+    with contextlib.suppress(FramingError):
+        for piece in pieces:
+            payload += machine.receive(piece)
+    for _ in range(2):
+        with pytest.raises(FramingError):
+            machine.receive(b"")
+    with pytest.raises(FramingError):
+        machine.receive_end()
+    return payload, machine.receive_finished
+
+
+@given(st.booleans(), st.lists(st.integers(0, 100), max_size=8))
+def test_payload_before_a_fault_arrives_however_it_is_split(after_final: bool, cuts: list[int]) -> None:
+    # = connect-tcp §3 data-after-final
+    near = ConnectTcp()
+    good = near.send(b"go") + encode_capsule(0x17, b"grease") + near.send(b"od")
+    fault = near.send_final() + ConnectTcp().send(b"z") if after_final else encode_capsule(framing.DATAGRAM, b"z")
+    assert received([good + fault]) == (b"good", after_final)
+    assert received(split(good + fault, cuts)) == (b"good", after_final)
+
+
 def test_how_a_data_stream_may_end() -> None:
     assert ConnectTcp().receive_end() is False
     cut = ConnectTcp()

@@ -62,21 +62,25 @@ impl ConnectTcp {
         })
     }
 
-    /// Takes bytes of the data stream and returns the payload among them; FramingError if they break the rules.
+    /// Takes bytes of the data stream and returns the payload among them; FramingError if they break the rules, but
+    /// payload before the fault is returned first, and the next call raises.
     fn receive<'py>(&mut self, py: Python<'py>, data: Bytes<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let mut rest = data.as_slice();
         let mut payload = Vec::new();
         loop {
-            match self.machine.inbound(rest).map_err(malformed)? {
-                Step::Skip(count) => rest = &rest[count..],
-                Step::Payload(count) => {
+            match self.machine.inbound(rest) {
+                // The machine repeats its fault. What was sent before it was sent well, however the stream is split.
+                Err(_) if !payload.is_empty() => return Ok(PyBytes::new(py, &payload)),
+                Err(fault) => return Err(malformed(fault)),
+                Ok(Step::Skip(count)) => rest = &rest[count..],
+                Ok(Step::Payload(count)) => {
                     let taken = usize::try_from(count).map_or(rest.len(), |n| n.min(rest.len()));
                     payload.extend_from_slice(&rest[..taken]);
                     self.machine.advance(taken as u64);
                     rest = &rest[taken..];
                 }
-                Step::Finish => self.finished = true,
-                Step::Idle => return Ok(PyBytes::new(py, &payload)),
+                Ok(Step::Finish) => self.finished = true,
+                Ok(Step::Idle) => return Ok(PyBytes::new(py, &payload)),
             }
         }
     }
