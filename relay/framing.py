@@ -18,7 +18,8 @@ Capsules (RFC 9297 §3.2)
 
 connect-tcp
     ``ConnectTcp(token="connect-tcp-12")``: one end of a tunnel, client or proxy alike; ``data`` and ``final_data`` name
-    the capsule types of a token that is not built in.
+    the capsule types of a token that is not built in: two types, neither of them DATAGRAM or reserved (else
+    ValueError).
     ``receive(data) -> bytes`` takes bytes of the data stream and returns the payload among them; once
     ``receive_finished`` is true the peer has sent everything (write FIN to the TCP side). Other capsules are skipped,
     and counted by ``unknown_capsules`` unless they are reserved ones. Data after FINAL_DATA raises FramingError, and so

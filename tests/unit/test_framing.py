@@ -249,9 +249,25 @@ def test_tokens_have_their_own_types() -> None:
         ConnectTcp(data=1)
 
 
+@pytest.mark.parametrize(
+    ("data", "final_data", "expected"),
+    [
+        (5, 5, "data and final_data must differ"),
+        (framing.DATAGRAM, 1, "data must be neither 0"),
+        (1, framing.DATAGRAM, "final_data must be neither 0"),
+        (0x17, 1, "data must be neither 0"),
+        (1, 0x29 * 7 + 0x17, "final_data must be neither 0"),
+        (1 << 62, 1, "data must be from 0 to"),
+    ],
+)
+def test_types_that_no_tunnel_can_have(data: int, final_data: int, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{expected}"):
+        ConnectTcp("own", data=data, final_data=final_data)
+
+
 @given(st.lists(st.binary(max_size=20), max_size=20))
 def test_no_input_breaks_the_decoders(pieces: list[bytes]) -> None:
-    decoder, machine = CapsuleDecoder(8), ConnectTcp(data=0, final_data=1)
+    decoder, machine = CapsuleDecoder(8), ConnectTcp(data=1, final_data=2)
     for piece in pieces:
         decoder.feed(piece)
         with contextlib.suppress(FramingError):

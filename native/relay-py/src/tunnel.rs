@@ -1,6 +1,6 @@
 //! The connect-tcp machine for Python.
 
-use capsule_core::capsule::{self, MAX_HEADER};
+use capsule_core::capsule::{self, MAX_HEADER, types};
 use capsule_core::protocols::{self, tcp};
 use capsule_core::tunnel::{End, Finish, Malformed, Step, StreamTunnel as _};
 use pyo3::exceptions::PyValueError;
@@ -12,6 +12,21 @@ use crate::codec::{FramingError, varint_of};
 
 fn malformed(fault: Malformed) -> PyErr {
     FramingError::new_err(fault.to_string())
+}
+
+/// Refuses capsule types that a tunnel cannot work with.
+fn check_types(data: u64, final_data: u64) -> PyResult<()> {
+    for (name, kind) in [("data", data), ("final_data", final_data)] {
+        if kind == types::DATAGRAM || types::is_grease(kind) {
+            return Err(PyValueError::new_err(format!(
+                "{name} must be neither 0 (DATAGRAM) nor a reserved type, 0x29 * N + 0x17"
+            )));
+        }
+    }
+    if data == final_data {
+        return Err(PyValueError::new_err("data and final_data must differ"));
+    }
+    Ok(())
 }
 
 /// One end of a connect-tcp tunnel.
@@ -44,7 +59,11 @@ impl ConnectTcp {
         final_data: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let (data, final_data) = match (data, final_data) {
-            (Some(data), Some(last)) => (varint_of(data, "data")?, varint_of(last, "final_data")?),
+            (Some(data), Some(last)) => {
+                let (data, last) = (varint_of(data, "data")?, varint_of(last, "final_data")?);
+                check_types(data, last)?;
+                (data, last)
+            }
             (None, None) => protocols::by_name("connect-tcp")
                 .and_then(|row| row.profiles.iter().find(|profile| profile.token == token))
                 .map(|profile| (profile.data, profile.final_data))
