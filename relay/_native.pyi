@@ -8,10 +8,12 @@ from typing_extensions import Buffer
 
 __version__: Final[str]
 BUILD_PROFILE: Final[str]
+MAX_USER_PASS: Final[int]
 MAX_VARINT: Final[int]
 
 __all__ = [
     "BUILD_PROFILE",
+    "MAX_USER_PASS",
     "MAX_VARINT",
     "Bridge",
     "Capsule",
@@ -30,6 +32,7 @@ __all__ = [
     "encode_varint",
     "hash_password",
     "hash_token",
+    "is_argon2id",
     "log_to_stderr",
     "protocols",
     "serve_origin",
@@ -56,6 +59,7 @@ def check_tls(
 def toml_lines(text: str) -> dict[str, int]: ...
 def hash_password(password: str) -> str: ...
 def hash_token(token: str) -> str: ...
+def is_argon2id(phc: str) -> bool: ...
 def log_to_stderr(level: str) -> None: ...
 def serve_origin(address: str) -> tuple[str, int]: ...
 def throwaway_certificate(names: list[str]) -> tuple[str, str]: ...

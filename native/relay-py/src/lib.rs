@@ -32,7 +32,7 @@ mod _native {
     #[pymodule_export]
     use crate::logs::log_to_stderr;
     #[pymodule_export]
-    use crate::secrets::{hash_password, hash_token};
+    use crate::secrets::{hash_password, hash_token, is_argon2id};
     #[pymodule_export]
     use crate::table::{check_template, protocols};
     #[pymodule_export]
@@ -49,6 +49,7 @@ mod _native {
             "shipped"
         };
         module.add("BUILD_PROFILE", profile)?;
+        module.add("MAX_USER_PASS", relay_engine::auth::MAX_USER_PASS)?;
         module.add("MAX_VARINT", capsule_core::varint::MAX)
     }
 }
