@@ -4,12 +4,14 @@
 Blank lines and lines that begin with ``#`` are skipped.
 """
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -106,29 +108,50 @@ def _read(path: Path, is_secret: Callable[[str], bool], expected: str) -> list[t
 def write_entry(path: Path, name: str, secret: str) -> bool:
     """Adds or replaces the line of a name; the file is made with mode 0600. True when the name was there before.
 
-    The file is replaced in one step, so that a running relay that reloads never reads half of it.
+    The file is replaced in one step, so that a running relay that reloads never reads half of it; mode and owner stay.
+    Writers wait for each other.
     """
     check_name(name)
     line = f"{name}:{secret}"
+    real = Path(os.path.realpath(path))
+    with _locked(real.parent):
+        try:
+            with open_regular(real) as file:
+                lines = file.read().decode("utf-8-sig").splitlines()
+                before = os.fstat(file.fileno())
+        except FileNotFoundError:
+            lines, before = [], None
+        kept = [old for old in lines if old.strip().partition(":")[0] != name or old.lstrip().startswith("#")]
+        _replace(real, [*kept, line], before)
+    return len(kept) != len(lines)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder. The file itself would not do: it is another one after each change."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with open_regular(path) as file:
-            lines = file.read().decode("utf-8-sig").splitlines()
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-    except FileNotFoundError:
-        lines = []
-        mode = 0o600
-    kept = [old for old in lines if old.strip().partition(":")[0] != name or old.lstrip().startswith("#")]
-    replaced = len(kept) != len(lines)
-    real = path.resolve()
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, lines: list[str], before: os.stat_result | None) -> None:
+    """Puts a new file of these lines in the place of another; mode and owner are those it had."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as made:
-            made.writelines(f"{entry}\n" for entry in [*kept, line])
-            made.flush()
-            os.fchmod(made.fileno(), mode)
-            os.fsync(made.fileno())
-        Path(temporary).replace(real)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            file.flush()
+            if before is not None:
+                # Only root may give a file away; a group may be kept by its members.
+                for owner in ((before.st_uid, -1), (-1, before.st_gid)):
+                    with contextlib.suppress(OSError):
+                        os.fchown(file.fileno(), *owner)
+                os.fchmod(file.fileno(), before.st_mode & 0o777)
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return replaced

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     files.write_entry(tmp_path / "link", "ci", "2" * 64)
     assert (tmp_path / "link").is_symlink()
     assert files.read_tokens(tmp_path / "real") == [("ci", "2" * 64)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_an_owner_stays_the_owner(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("")
+    path.chmod(0o640)
+    os.chown(path, 12345, 23456)
+    files.write_entry(path, "ci", "2" * 64)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 23456, 0o640)
+
+
+def test_entries_written_at_once_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    names = [f"ci-{number}" for number in range(64)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: files.write_entry(path, name, "2" * 64), names))
+    assert sorted(name for name, _ in files.read_tokens(path)) == sorted(names)
 
 
 def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
