@@ -70,3 +70,14 @@ def test_faults_name_the_variable(tmp_path: Path, variable: str, value: str, exp
         load(tmp_path, {variable: value})
     (error,) = caught.value.errors
     assert error.startswith(f"{variable}: {expected}")
+
+
+def test_a_fault_inside_a_value_is_the_variables(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text(TEXT + '[policy]\ndeny_ports = [\n  25,\n  26,\n]\n[[policy.rules]]\naction = "allow"\n')
+    with pytest.raises(ConfigError) as caught:
+        Config.load(path, {"RELAY_POLICY__DENY_PORTS": "[25, 0]", "RELAY_POLICY__RULES": '[{"action": "drop"}]'})
+    assert sorted(error.rpartition(": ")[0] for error in caught.value.errors) == [
+        "RELAY_POLICY__DENY_PORTS: policy.deny_ports[1]",
+        "RELAY_POLICY__RULES: policy.rules[0].action",
+    ]
