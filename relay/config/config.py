@@ -33,7 +33,8 @@ class Config(models.Section):
     admin: models.Admin = models.Admin()
     log: models.Log = models.Log()
 
-    _source: Path | None = PrivateAttr(default=None)
+    #: The file as it was named, its absolute name, the variables given.
+    _source: tuple[Path, Path, Mapping[str, str] | None] | None = PrivateAttr(default=None)
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     @classmethod
@@ -42,8 +43,16 @@ class Config(models.Section):
 
         Relative file names in it are relative to the file. Raises ConfigError with every fault.
         """
-        file = Path(path)
-        tree, lines = _parse(file)
+        name = Path(path)
+        try:
+            file = name.absolute()
+        except OSError as error:
+            raise ConfigError([f"{name}: cannot be read: {error.strerror}"]) from None
+        return cls._read(name, file, None if environ is None else dict(environ))
+
+    @classmethod
+    def _read(cls, name: Path, file: Path, environ: Mapping[str, str] | None) -> Self:
+        tree, lines, line = _parse(name, file)
         found, wrong = environment.overrides(os.environ if environ is None else environ)
         variables: dict[str, str] = {}
         for keys, value, variable in found:
@@ -53,10 +62,10 @@ class Config(models.Section):
                 table = inner if isinstance(inner, dict) else {}
             table[keys[-1]] = value
             variables[".".join(keys)] = variable
-        origins = Origins(str(file), lines, variables)
+        origins = Origins(str(name), lines, variables, line)
         context = {"base": file.parent, "origins": origins, "faults": wrong}
         config = cls.model_validate(tree, context=context)
-        config._source = file
+        config._source = (name, file, environ)
         config._origins = origins
         return config
 
@@ -68,7 +77,7 @@ class Config(models.Section):
     def reread(self) -> "Config":
         """The configuration anew from where it came from: the file, or for one made in code the files it names."""
         if self._source is not None:
-            return type(self).load(self._source)
+            return self._read(*self._source)
         return type(self).model_validate(self.model_dump(exclude_unset=True))
 
     def warnings(self) -> list[str]:
@@ -132,14 +141,16 @@ def _line(text: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _parse(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _parse(name: Path, file: Path) -> tuple[dict[str, Any], dict[str, int], int]:
+    """The tables of a file, the line of each key, and a line for what has none. Faults have the name as given."""
     try:
-        text = file.read_bytes().decode("utf-8")
+        text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+        raise ConfigError([f"{name}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError([f"{file}:{line}: expected text in UTF-8"]) from None
+        raise ConfigError([f"{name}:{line}: expected text in UTF-8"]) from None
+    lines, refused = _native.toml_lines(text)
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -147,8 +158,11 @@ def _parse(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
         match = re.search(r" \(at line (\d+), column (\d+)\)", message)
         line = int(match[1]) if match else text.rstrip("\n").count("\n") + 1
         what = message[: match.start()] + f" (column {match[2]})" if match else message
-        raise ConfigError([f"{file}:{line}: expected TOML: {what}"]) from None
-    return tree, _native.toml_lines(text)
+        raise ConfigError([f"{name}:{line}: expected TOML: {what}"]) from None
+    except (RecursionError, ValueError) as error:
+        what = "brackets nested too deeply" if isinstance(error, RecursionError) else "an integer of too many digits"
+        raise ConfigError([f"{name}:{refused or 1}: expected TOML: {what}"]) from None
+    return tree, lines, 1 if lines or refused is None else refused
 
 
 def _get(table: Any, key: str) -> Any:

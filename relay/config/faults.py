@@ -21,6 +21,9 @@ _EXPECTED = {
     "float_type": "a number",
 }
 
+#: Larger integers are not shown: a line should stay one, and Python refuses to write out the largest.
+_SHOWN = 10**18
+
 
 def lines(root: type[BaseModel], error: ValidationError, origins: Origins) -> list[tuple[tuple[str | int, ...], str]]:
     """(path, line) of every fault in a validation error."""
@@ -59,6 +62,8 @@ def _texts(root: type[BaseModel], detail: Any) -> list[str]:
 
 def _hint(detail: Any) -> str:
     value = detail.get("input")
+    if isinstance(value, int) and abs(value) > _SHOWN:
+        return ""
     if detail["type"] == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
         return (
             f', such as "{value}s" for a duration' if "time" in str(detail["loc"][-1]) else f": put {value} in quotes"

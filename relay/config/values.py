@@ -66,10 +66,10 @@ def bytes_of(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match:
         raise ValueError('expected a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such as "1MiB"')
-    size = int(float(match[1]) * _BYTES[match[2]])
+    size = float(match[1]) * _BYTES[match[2]]
     if size > _LARGEST:
         raise ValueError("expected a smaller size")
-    return size
+    return int(size)
 
 
 def size(at_least: str = "0", zero: bool = False) -> AfterValidator:
@@ -173,7 +173,7 @@ def ports_of(text: str) -> tuple[int, int]:
 
 
 def _check_ports(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536:
         value = str(value)
     if not isinstance(value, str):
         raise ValueError('expected a port or a range of ports, such as "443" or "8000-8999"')
@@ -210,9 +210,20 @@ def check_realm(text: str) -> str:
 
 
 def resolved(name: str | os.PathLike[str], info: ValidationInfo) -> Path:
-    """A file name, taken relative to the file that the configuration came from."""
-    base = (info.context or {}).get("base", Path())
-    return Path(base, Path(name).expanduser())
+    """A file name, taken relative to the file that the configuration came from, else to the working directory.
+
+    It is absolute, so that a reload finds the file wherever the process works by then.
+    """
+    base = (info.context or {}).get("base")
+    try:
+        path = Path(name).expanduser()
+        if "\0" in str(path):
+            raise ValueError("expected a file name without NUL")
+        return Path(base, path) if base is not None else path.absolute()
+    except RuntimeError:
+        raise ValueError(f"expected a file name: {name}: no such user, or none with a home") from None
+    except OSError as error:
+        raise ValueError(f"expected a file name: {name}: no working directory: {error.strerror}") from None
 
 
 def _check_file(value: Any, info: ValidationInfo) -> str:

@@ -86,6 +86,7 @@ FAULTS = [
     (LISTENER + 'proxy_protocol_from = ["10.0.0.0/8"]', 3, "listeners[0].proxy_protocol_from", "not supported"),
     (LISTENER + '[auth]\nrealm = "a\\"b"', 4, "auth.realm", "printable ASCII"),
     (LISTENER + '[auth]\nusers_file = "none"', 4, "auth.users_file", "none: No such file"),
+    (LISTENER + '[auth]\nusers_file = "~nosuchuser/x"', 4, "auth.users_file", "~nosuchuser/x: no such user"),
     (LISTENER + '[auth]\ntokens_file = ""', 4, "auth.tokens_file", "expected a file name"),
     (LISTENER + "[protocols.conect]", 3, "protocols.conect", "did you mean connect?"),
     (
@@ -124,11 +125,26 @@ FAULTS = [
     (LISTENER + '[[policy.rules]]\naction = "deny"\nprotocols = ["ftp"]', 5, "policy.rules[0].protocols", "'ftp'"),
     (LISTENER + "[limits]\nmax_connections = 0", 4, "limits.max_connections", "expected 1 or more"),
     (LISTENER + '[limits]\nbuffer_per_tunnel = "1 mb"', 4, "limits.buffer_per_tunnel", "with a unit"),
+    (LISTENER + f'[limits]\nbuffer_per_tunnel = "{"9" * 400}MiB"', 4, "limits.buffer_per_tunnel", "a smaller size"),
+    (LISTENER + f'[limits]\nmemory = "{"9" * 400}B"', 4, "limits.memory", "a smaller size"),
+    (LISTENER + f'[limits]\nidle_timeout = "{"9" * 400}s"', 4, "limits.idle_timeout", "at most ten years"),
+    (LISTENER + f"[limits]\nidle_timeout = 0x{'f' * 5000}", 4, "limits.idle_timeout", "a string"),
+    (
+        LISTENER + f'[[policy.rules]]\naction = "deny"\nports = [0x{"f" * 5000}]',
+        5,
+        "policy.rules[0].ports[0]",
+        "a port",
+    ),
     (LISTENER + '[limits]\nbuffer_per_tunnel = "1B"', 4, "limits.buffer_per_tunnel", "at least"),
     (LISTENER + '[limits]\nidle_timeout_datagram = "119s"', 4, "limits.idle_timeout_datagram", "at least 2m"),
     (LISTENER + '[admin]\naddress = "here"', 4, "admin.address", "an IP address and a port"),
     (LISTENER + '[log]\nlevel = "loud"', 4, "log.level", "'warning'"),
     (LISTENER + '[log]\naccess = "none/access.log"', 4, "log.access", "a directory that exists"),
+    (LISTENER + '[log]\naccess = "~nosuchuser/x"', 4, "log.access", "~nosuchuser/x: no such user"),
+    (LISTENER + '[log]\naccess = "a\\u0000b"', 4, "log.access", "without NUL"),
+    (f"workers = {'9' * 30}\n" + LISTENER, 1, "workers", "expected 1024 or less"),
+    (LISTENER + f"[limits]\nmax_connections = -{'9' * 40}", 4, "limits.max_connections", "expected 1 or more"),
+    ("# nested\nx = " + "[" * 200 + "]" * 200 + "\n" + LISTENER, 2, "x", "unknown key"),
     (LISTENER + "limits = 3", 3, "listeners[0].limits", "unknown key"),
     ("auth = 3\n" + LISTENER, 1, "auth", "expected a table"),
 ]
@@ -178,6 +194,34 @@ def test_broken_toml_names_its_line(tmp_path: Path) -> None:
     assert error.startswith("relay.toml:2: expected TOML: ")
     (error,) = errors_of(tmp_path, "workers = 1\nx = [\n")
     assert error.startswith("relay.toml:2: expected TOML: ")
+
+
+def test_toml_that_python_gives_up_on_names_its_line(tmp_path: Path) -> None:
+    for depth in (3000, 100_000):
+        (error,) = errors_of(tmp_path, LISTENER + f"x = {'[' * depth}{']' * depth}\n")
+        assert error == "relay.toml:3: expected TOML: brackets nested too deeply"
+    (error,) = errors_of(tmp_path, LISTENER + f"workers = {'9' * 5000}\n")
+    assert error == "relay.toml:3: expected TOML: an integer of too many digits"
+    (error,) = errors_of(tmp_path, "a." * 500 + "a = 1\n" + LISTENER)
+    assert error.startswith("relay.toml:1: a: unknown key")
+
+
+def test_an_integer_out_of_range_costs_no_other_key_its_line(tmp_path: Path) -> None:
+    errors = errors_of(
+        tmp_path,
+        f"{LISTENER}[limits]\nmax_connections = 0x{'f' * 40}\nmax_tunnels_per_principal = +{'9' * 20}\nmemory = 1\n",
+    )
+    assert [":".join(error.split(":")[:3]) for error in errors] == [
+        "relay.toml:4: limits.max_connections",
+        "relay.toml:5: limits.max_tunnels_per_principal",
+        "relay.toml:6: limits.memory",
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text("workers = 3\n" + LISTENER, encoding="utf-8-sig")
+    assert Config.load(path, {}).workers == 3
 
 
 def test_a_file_that_is_no_text_or_not_there(tmp_path: Path) -> None:
@@ -348,4 +392,34 @@ def test_in_code(tmp_path: Path) -> None:
             "listeners[0].address",
             "limits.max_connections",
         ]
+    assert config.reread().to_native() == config.to_native()
+
+
+def test_a_file_is_read_anew_as_it_was_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path, "one")
+    path = tmp_path / "relay.toml"
+    path.write_text(LISTENER + 'certificate = "one.pem"\nprivate_key = "one.key"\n')
+    monkeypatch.chdir(tmp_path)
+    environ = {"RELAY_LIMITS__DRAIN_TIMEOUT": "7s"}
+    config = Config.load("relay.toml", environ)
+    environ.clear()
+    monkeypatch.chdir("/")
+    for _ in range(2):
+        config = config.reread()
+        assert config.limits.drain_timeout == "7s"
+        assert config.listeners[0].certificate == str(tmp_path / "one.pem")
+    path.write_text("worker = 1\n" + LISTENER)
+    with pytest.raises(ConfigError, match=r"^relay\.toml:1: worker: unknown key"):
+        config.reread()
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"^relay\.toml: cannot be read: No such file"):
+        config.reread()
+
+
+def test_files_named_in_code_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path, "one")
+    monkeypatch.chdir(tmp_path)
+    listener = Listener(address="127.0.0.1:0", certificate="one.pem", private_key="one.key")
+    config = Config(listeners=[listener])
+    monkeypatch.chdir("/")
     assert config.reread().to_native() == config.to_native()
