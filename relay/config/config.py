@@ -211,6 +211,6 @@ def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
 
 def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(values.socket_address(address)[0]).is_loopback
+        return ipaddress.ip_address(values.socket_address(values.check_listen_address(address))[0]).is_loopback
     except ValueError:
         return True

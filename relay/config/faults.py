@@ -25,11 +25,22 @@ _EXPECTED = {
 _SHOWN = 10**18
 
 
+class Beside(ValueError):
+    """A fault whose place is another key of the same table."""
+
+    def __init__(self, key: str, text: str) -> None:
+        self.key = key
+        super().__init__(text)
+
+
 def lines(root: type[BaseModel], error: ValidationError, origins: Origins) -> list[tuple[tuple[str | int, ...], str]]:
     """(path, line) of every fault in a validation error."""
     found: list[tuple[tuple[str | int, ...], str]] = []
     for detail in error.errors(include_url=False):
         path = detail["loc"]
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, Beside):
+            path = (*path[:-1], cause.key)
         place = origins.place(path)
         found += [(path, f"{place}: {text}") for text in _texts(root, detail)]
     return found

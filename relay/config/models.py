@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from relay import _native
 from relay.auth import files
 from relay.config import values
+from relay.config.faults import Beside
 from relay.config.values import duration, size
 
 Http = Literal["h1", "h2", "h3"]
@@ -64,30 +65,37 @@ class Listener(Section):
             return list(dict.fromkeys(self.http))
         return ["h1", "h2", "h3"] if self.certificate else ["h1", "h2"]
 
+    @field_validator("certificate")
+    @classmethod
+    def _chain(cls, certificate: str | None) -> str | None:
+        if certificate:
+            _native.check_certificate(certificate)
+        return certificate
+
     @field_validator("private_key")
     @classmethod
     def _pair(cls, key: str | None, info: ValidationInfo) -> str | None:
-        if "certificate" not in info.data:
-            return key
-        certificate = info.data["certificate"]
-        if certificate and not key:
-            raise ValueError("is required beside certificate; leave both out for cleartext")
-        if key and not certificate:
-            raise ValueError("needs certificate beside it; leave both out for cleartext")
+        certificate = info.data.get("certificate")
+        if "certificate" in info.data:
+            if certificate and not key:
+                raise Beside("certificate", "needs private_key beside it; leave both out for cleartext")
+            if key and not certificate:
+                raise ValueError("needs certificate beside it; leave both out for cleartext")
+            if not key and "h3" in (info.data.get("http") or ()):
+                raise Beside("http", '"h3" needs certificate and private_key beside it: QUIC has no cleartext form')
         if key:
-            _native.check_tls(certificate, key, None)
-        elif "h3" in (info.data.get("http") or ()):
-            raise ValueError('is required beside certificate for "h3": QUIC has no cleartext form')
+            _native.check_private_key(key)
+        if key and certificate:
+            _native.check_tls(certificate, key)
         return key
 
     @field_validator("client_ca")
     @classmethod
     def _roots(cls, roots: str | None, info: ValidationInfo) -> str | None:
-        certificate, key = info.data.get("certificate"), info.data.get("private_key")
-        if roots and "certificate" in info.data and not certificate:
+        if roots and "certificate" in info.data and not info.data["certificate"]:
             raise ValueError("needs certificate and private_key beside it: client certificates are part of TLS")
-        if roots and certificate and key:
-            _native.check_tls(certificate, key, roots)
+        if roots:
+            _native.check_client_ca(roots)
         return roots
 
     @field_validator("client_auth")

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainValidator, ValidationInfo
 
+from relay.auth.files import open_regular
+
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -108,11 +110,16 @@ def join_address(host: str, port: int) -> str:
 def check_listen_address(text: str) -> str:
     """An IP address and a port, 0 included."""
     try:
-        return join_address(*socket_address(text))
+        host, port = socket_address(text)
     except ValueError:
         raise ValueError(
             'expected an IP address and a port, such as "127.0.0.1:8443" or "[::1]:8443"; "0.0.0.0:8443" for every one'
         ) from None
+    address = ipaddress.ip_address(host)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        # Listeners for IPv6 take no IPv4, so that both can have the same port.
+        raise ValueError(f'expected an IPv4 address as such: write "{address.ipv4_mapped}:{port}"')
+    return join_address(host, port)
 
 
 def check_admin_address(text: str) -> str:
@@ -231,7 +238,7 @@ def _check_file(value: Any, info: ValidationInfo) -> str:
         raise ValueError("expected a file name")
     path = resolved(value, info)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.read(1)
     except OSError as error:
         raise ValueError(f"expected a readable file: {path}: {error.strerror}") from None

@@ -1,6 +1,7 @@
 """The configuration: every kind of fault, all at once, each with its line."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,19 @@ FAULTS = [
     ('[[listeners]]\naddress = "::1:1"', 2, "listeners[0].address", "an IP address and a port"),
     ('[[listeners]]\naddress = "127.0.0.1:65536"', 2, "listeners[0].address", "an IP address and a port"),
     (LISTENER + 'http = ["h1",\n "h4"]', 4, "listeners[0].http[1]", "expected 'h1', 'h2' or 'h3'"),
-    (LISTENER + 'http = ["h3"]', 1, "listeners[0].private_key", "QUIC has no cleartext form"),
+    ('[[listeners]]\naddress = "[::ffff:127.0.0.1]:80"', 2, "listeners[0].address", 'write "127.0.0.1:80"'),
+    (
+        '[[listeners]]\naddress = "[::ffff:10.0.0.1]:80"\n[auth]\nrequired = false',
+        2,
+        "listeners[0].address",
+        'write "10.0.0.1:80"',
+    ),
+    (LISTENER + 'http = ["h3"]', 3, "listeners[0].http", "QUIC has no cleartext form"),
     (LISTENER + 'certificate = "none.pem"', 3, "listeners[0].certificate", "none.pem: No such file"),
     (LISTENER + 'private_key = "relay.toml"', 3, "listeners[0].private_key", "needs certificate"),
-    (LISTENER + 'certificate = "relay.toml"', 1, "listeners[0].private_key", "is required beside certificate"),
+    (LISTENER + 'certificate = "relay.toml"', 3, "listeners[0].certificate", "relay.toml: holds no PEM certificate"),
+    (LISTENER + 'certificate = "~nosuchuser/x"', 3, "listeners[0].certificate", "~nosuchuser/x: no such user"),
+    (LISTENER + 'certificate = "a\\u0000b"', 3, "listeners[0].certificate", "without NUL"),
     (LISTENER + 'client_ca = "relay.toml"', 3, "listeners[0].client_ca", "needs certificate and private_key"),
     (LISTENER + 'client_auth = "required"', 3, "listeners[0].client_auth", "needs client_ca"),
     (LISTENER + 'proxy_protocol_from = ["10.0.0.0/8"]', 3, "listeners[0].proxy_protocol_from", "not supported"),
@@ -243,6 +253,43 @@ def test_a_key_of_another_certificate(tmp_path: Path) -> None:
     (error,) = errors_of(tmp_path, text.format("relay.toml"))
     assert error.startswith("relay.toml:4: listeners[0].private_key: relay.toml: ")
     assert load(tmp_path, text.format("one.key")).listeners[0].versions == ["h1", "h2", "h3"]
+
+
+def test_each_file_of_tls_is_named_at_its_own_line(tmp_path: Path) -> None:
+    write_pair(tmp_path, "one")
+    (tmp_path / "bad.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    (tmp_path / "bad.key").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    text = LISTENER + 'certificate = "{}.pem"\nprivate_key = "{}.key"\nclient_ca = "{}.pem"'
+    places = [
+        "relay.toml:3: listeners[0].certificate: bad.pem",
+        "relay.toml:4: listeners[0].private_key: bad.key",
+        "relay.toml:5: listeners[0].client_ca: bad.pem",
+    ]
+    for number, names in enumerate([("bad", "one", "one"), ("one", "bad", "one"), ("one", "one", "bad")]):
+        (error,) = errors_of(tmp_path, text.format(*names))
+        assert error.startswith(places[number] + ": ")
+    errors = errors_of(tmp_path, text.format("bad", "bad", "bad"))
+    assert [":".join(error.split(":")[:4]) for error in errors] == places
+    load(tmp_path, text.format("one", "one", "one"))
+
+
+def test_a_key_that_is_missing_is_missed_at_the_certificate(tmp_path: Path) -> None:
+    write_pair(tmp_path, "one")
+    (error,) = errors_of(tmp_path, LISTENER + 'certificate = "one.pem"')
+    assert error.startswith("relay.toml:3: listeners[0].certificate: needs private_key beside it")
+
+
+def test_files_that_would_never_end_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    errors = errors_of(
+        tmp_path, LISTENER + 'certificate = "pipe"\n[auth]\nusers_file = "pipe"\ntokens_file = "/dev/zero"\n'
+    )
+    assert [error.partition(": expected")[0] for error in errors] == [
+        "relay.toml:3: listeners[0].certificate",
+        "relay.toml:5: auth.users_file",
+        "relay.toml:6: auth.tokens_file",
+    ]
+    assert all(error.endswith(": not a regular file") for error in errors)
 
 
 def test_client_certificates_need_roots_that_can_be_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ mod load;
 mod logs;
 mod secrets;
 mod table;
+mod tls;
 mod toml;
 mod tunnel;
 
@@ -26,7 +27,7 @@ mod _native {
         encode_capsule_header, encode_varint,
     };
     #[pymodule_export]
-    use crate::engine::{Engine, check_tls, throwaway_certificate};
+    use crate::engine::Engine;
     #[pymodule_export]
     use crate::load::{Load, serve_origin};
     #[pymodule_export]
@@ -35,6 +36,10 @@ mod _native {
     use crate::secrets::{hash_password, hash_token, is_argon2id};
     #[pymodule_export]
     use crate::table::{check_template, protocols};
+    #[pymodule_export]
+    use crate::tls::{
+        check_certificate, check_client_ca, check_private_key, check_tls, throwaway_certificate,
+    };
     #[pymodule_export]
     use crate::toml::toml_lines;
     #[pymodule_export]
