@@ -206,6 +206,22 @@ def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
                         f"expected one of {', '.join(tokens)}; others need a [[protocols.{name}.profile]] table",
                     )
                 )
+        found += _repeated_tokens(name, tokens, _get(table, "profile"))
+    return found
+
+
+def _repeated_tokens(name: str, built_in: list[str], profiles: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    """Tokens that two profiles have; HTTP/1.1 compares them without regard to case (RFC 9110 §7.8)."""
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    taken = {token.lower(): "is built in" for token in built_in}
+    for number, profile in enumerate(profiles if isinstance(profiles, list) else ()):
+        token = _get(profile, "token")
+        if not isinstance(token, str):
+            continue
+        if token.lower() in taken:
+            path = ("protocols", name, "profile", number, "token")
+            found.append((path, f"expected another token: {token} {taken[token.lower()]}"))
+        taken.setdefault(token.lower(), "is that of another profile")
     return found
 
 

@@ -10,6 +10,7 @@ from relay.auth import files
 from relay.config import values
 from relay.config.faults import Beside
 from relay.config.values import duration, size
+from relay.framing import DATAGRAM, is_grease
 
 Http = Literal["h1", "h2", "h3"]
 
@@ -131,6 +132,15 @@ class Profile(Section):
     token: str = Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
     data: int = Field(ge=0, le=2**62 - 1)
     final_data: int = Field(ge=0, le=2**62 - 1)
+
+    @field_validator("data", "final_data")
+    @classmethod
+    def _free(cls, kind: int, info: ValidationInfo) -> int:
+        if kind == DATAGRAM or is_grease(kind):
+            raise ValueError("expected a capsule type that is neither 0 (DATAGRAM) nor reserved (0x29 * N + 0x17)")
+        if info.field_name == "final_data" and kind == info.data.get("data"):
+            raise ValueError("expected another capsule type than that of data")
+        return kind
 
 
 class Protocol(Section):

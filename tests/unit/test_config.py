@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from relay import Config, ConfigError, _native
-from relay.config import Auth, Listener, Policy, Rule
+from relay.config import Auth, Listener, Policy, Profile, Protocol, Rule
 
 LISTENER = '[[listeners]]\naddress = "127.0.0.1:0"\n'
+PROFILE = LISTENER + '[[protocols.connect-tcp.profile]]\ntoken = "{}"\ndata = {}\nfinal_data = {}\n'
 USER = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$c29tZXNhbHRzb21lc2FsdHNvbWVzYWx0c29tZXNhbHQ"
 
 
@@ -112,6 +113,16 @@ FAULTS = [
         4,
         "protocols.connect-tcp.profile[0].token",
         "HTTP token",
+    ),
+    (PROFILE.format("own", 0, 2), 5, "protocols.connect-tcp.profile[0].data", "neither 0 (DATAGRAM) nor reserved"),
+    (PROFILE.format("own", 1, 0x17), 6, "protocols.connect-tcp.profile[0].final_data", "neither 0 (DATAGRAM) nor"),
+    (PROFILE.format("own", 1, 1), 6, "protocols.connect-tcp.profile[0].final_data", "another capsule type than"),
+    (PROFILE.format("Connect-TCP-12", 1, 2), 4, "protocols.connect-tcp.profile[0].token", "is built in"),
+    (
+        PROFILE.format("own", 1, 2) + PROFILE.format("OWN", 3, 4).removeprefix(LISTENER),
+        8,
+        "protocols.connect-tcp.profile[1].token",
+        "that of another profile",
     ),
     (LISTENER + "[egress]\ndial_timeout = 10", 4, "egress.dial_timeout", 'expected a string, such as "10s"'),
     (LISTENER + '[egress]\ndial_timeout = "10"', 4, "egress.dial_timeout", "with a unit"),
@@ -440,6 +451,12 @@ def test_in_code(tmp_path: Path) -> None:
             "limits.max_connections",
         ]
     assert config.reread().to_native() == config.to_native()
+
+
+def test_tokens_in_code_are_unlike_each_other() -> None:
+    profiles = [Profile(token="own", data=1, final_data=2), Profile(token="Own", data=3, final_data=4)]
+    with pytest.raises(ConfigError, match=r"^protocols\.connect-tcp\.profile\[1\]\.token: expected another token"):
+        Config(listeners=[Listener(address="127.0.0.1:0")], protocols={"connect-tcp": Protocol(profile=profiles)})
 
 
 def test_a_file_is_read_anew_as_it_was_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
