@@ -20,7 +20,8 @@ class Config(models.Section):
     """The whole configuration of a relay.
 
     Made in code (``Config(listeners=[Listener(address="127.0.0.1:0")])``) or read by :meth:`load`. Durations and sizes
-    are strings with units (``"10s"``, ``"1MiB"``). Every fault is found at once and raised as :class:`ConfigError`.
+    are strings with units (``"10s"``, ``"1MiB"``). Every fault is found at once and raised as :class:`ConfigError`; a
+    section made in code raises its own.
     """
 
     workers: int = Field(default=0, ge=0, le=1024)
@@ -41,7 +42,8 @@ class Config(models.Section):
     def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:
         """Reads a TOML file and the overrides in the environment (``os.environ`` unless given).
 
-        Relative file names in it are relative to the file. Raises ConfigError with every fault.
+        Relative file names in it are relative to the file. A reload reads the same file with the same overrides, or
+        with those that ``os.environ`` has by then. Raises ConfigError with every fault.
         """
         name = Path(path)
         try:
@@ -72,6 +74,8 @@ class Config(models.Section):
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Self:
         """Makes a configuration from the same tables as the file has. Raises ConfigError with every fault."""
+        if not isinstance(tree, Mapping):
+            raise ConfigError([f"expected the tables of a configuration, not {type(tree).__name__}"])
         return cls.model_validate(dict(tree))
 
     def reread(self) -> "Config":

@@ -3,13 +3,24 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from relay import _native
 from relay.auth import files
-from relay.config import values
+from relay.config import faults, values
 from relay.config.faults import Beside
+from relay.config.origins import Origins
 from relay.config.values import duration, size
+from relay.errors import ConfigError
 from relay.framing import DATAGRAM, is_grease
 
 Http = Literal["h1", "h2", "h3"]
@@ -43,9 +54,21 @@ Template = Annotated[str, AfterValidator(_check_template)]
 
 
 class Section(BaseModel):
-    """A table of the configuration: unknown keys are faults, and nothing changes after it was read."""
+    """A table of the configuration: unknown keys are faults, and nothing changes after it was read.
+
+    Made in code, it raises ConfigError with every fault.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    def __init__(self, /, **keys: Any) -> None:
+        try:
+            super().__init__(**keys)
+        except ValidationError as error:
+            raise ConfigError([line for _, line in faults.lines(type(self), error, Origins())]) from None
+
+    # Tables inside of others are made without it, as with pydantic's own: their faults are gathered by the outermost.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class Listener(Section):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from relay import Config, ConfigError, _native
-from relay.config import Auth, Listener, Policy, Profile, Protocol, Rule
+from relay.config import Auth, Limits, Listener, Policy, Profile, Protocol, Rule
 
 LISTENER = '[[listeners]]\naddress = "127.0.0.1:0"\n'
 PROFILE = LISTENER + '[[protocols.connect-tcp.profile]]\ntoken = "{}"\ndata = {}\nfinal_data = {}\n'
@@ -314,12 +314,14 @@ def test_client_certificates_need_roots_that_can_be_read(tmp_path: Path) -> None
 
 
 def test_faults_in_credential_files_name_their_lines(tmp_path: Path) -> None:
-    (tmp_path / "users").write_text(f"# people\n\nalice:{USER}\nbob:plain\nalice:{USER}\n")
+    useless = USER.replace("m=19456,t=2,p=1", "m=0,t=0,p=0")
+    (tmp_path / "users").write_text(f"# people\n\nalice:{USER}\nbob:plain\nalice:{USER}\ncarol:{useless}\n")
     (tmp_path / "tokens").write_text("ci:" + "a" * 64 + "\nci2:" + "A" * 64 + "\n:" + "a" * 64 + "\n")
     errors = errors_of(tmp_path, LISTENER + '[auth]\nusers_file = "users"\ntokens_file = "tokens"')
     assert [error.partition(": expected")[0] for error in errors] == [
         "relay.toml:4: auth.users_file: users:4",
         "relay.toml:4: auth.users_file: users:5: 'alice' is there twice: remove one of the lines",
+        "relay.toml:4: auth.users_file: users:6",
         "relay.toml:5: auth.tokens_file: tokens:2",
         "relay.toml:5: auth.tokens_file: tokens:3",
     ]
@@ -453,10 +455,28 @@ def test_in_code(tmp_path: Path) -> None:
     assert config.reread().to_native() == config.to_native()
 
 
+def test_a_section_in_code_raises_every_fault_of_its_own() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Listener(address="x", client_auth="required")
+    assert [line.partition(": ")[0] for line in caught.value.errors] == ["address", "client_auth"]
+    with pytest.raises(ConfigError, match=r"^rules\[0\]\.action: is required$"):
+        Policy(rules=[{"hosts": ["a.example"]}])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"^memory: "):
+        Limits(memory="lots")
+    with pytest.raises(ConfigError, match=r"^final_data: "):
+        Profile(token="own", data=1, final_data=1)
+
+
 def test_tokens_in_code_are_unlike_each_other() -> None:
     profiles = [Profile(token="own", data=1, final_data=2), Profile(token="Own", data=3, final_data=4)]
     with pytest.raises(ConfigError, match=r"^protocols\.connect-tcp\.profile\[1\]\.token: expected another token"):
         Config(listeners=[Listener(address="127.0.0.1:0")], protocols={"connect-tcp": Protocol(profile=profiles)})
+
+
+def test_what_is_no_configuration_at_all() -> None:
+    for wrong in (None, [1], "workers = 1"):
+        with pytest.raises(ConfigError, match=r"^expected the tables of a configuration, not "):
+            Config.from_dict(wrong)  # type: ignore[arg-type]
 
 
 def test_a_file_is_read_anew_as_it_was_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
