@@ -4,6 +4,7 @@ import array
 import contextlib
 import ctypes
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -76,15 +77,20 @@ def test_what_no_varint_holds(value: int) -> None:
         CapsuleHeader(1, value)
     with pytest.raises(ValueError, match="remaining must be from 0 to"):
         CapsuleValue(b"", value)
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 64])
+def test_counts_out_of_range(value: int) -> None:
     with pytest.raises(ValueError, match="max_whole must be from 0 to"):
         CapsuleDecoder(value)
     with pytest.raises(ValueError, match="offset must be from 0 to"):
         decode_varint(b"", value)
 
 
-def test_an_offset_beyond_the_bytes_needs_more_of_them() -> None:
+def test_counts_may_be_larger_than_anything_there_is() -> None:
     assert decode_varint(b"\x01", 1) is None
-    assert decode_varint(b"\x01", framing.MAX_VARINT) is None
+    assert decode_varint(b"\x01", sys.maxsize) is None
+    assert CapsuleDecoder(sys.maxsize).feed(b"\x05\x01a") == [Capsule(5, b"a")]
 
 
 def test_what_is_no_bytes() -> None:

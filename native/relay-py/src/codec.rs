@@ -10,17 +10,21 @@ use crate::buffer::Bytes;
 
 pyo3::import_exception!(relay.errors, FramingError);
 
-/// An integer that fits into a varint.
-pub(crate) fn varint_of(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
+fn number_of(value: &Bound<'_, PyAny>, what: &str, bits: u32) -> PyResult<u64> {
     match value.extract::<u64>() {
-        Ok(number) if number <= varint::MAX => Ok(number),
+        Ok(number) if number <= u64::MAX >> (u64::BITS - bits) => Ok(number),
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyTypeError>(value.py()) => {
             Err(error)
         }
         _ => Err(PyValueError::new_err(format!(
-            "{what} must be from 0 to 2**62 - 1"
+            "{what} must be from 0 to 2**{bits} - 1"
         ))),
     }
+}
+
+/// An integer that fits into a varint.
+pub(crate) fn varint_of(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
+    number_of(value, what, varint::MAX.count_ones())
 }
 
 fn kind_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
@@ -36,11 +40,11 @@ fn remaining_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
 }
 
 fn max_whole_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
-    varint_of(value, "max_whole")
+    number_of(value, "max_whole", u64::BITS)
 }
 
 fn offset_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
-    varint_of(value, "offset")
+    number_of(value, "offset", u64::BITS)
 }
 
 /// Encodes an integer in its shortest form (RFC 9000 §16).
