@@ -8,10 +8,12 @@ from typing_extensions import Buffer
 
 __version__: Final[str]
 BUILD_PROFILE: Final[str]
+MAX_USER_PASS: Final[int]
 MAX_VARINT: Final[int]
 
 __all__ = [
     "BUILD_PROFILE",
+    "MAX_USER_PASS",
     "MAX_VARINT",
     "Bridge",
     "Capsule",
@@ -22,6 +24,9 @@ __all__ = [
     "Engine",
     "Load",
     "__version__",
+    "check_certificate",
+    "check_client_ca",
+    "check_private_key",
     "check_template",
     "check_tls",
     "decode_varint",
@@ -30,6 +35,7 @@ __all__ = [
     "encode_varint",
     "hash_password",
     "hash_token",
+    "is_argon2id",
     "log_to_stderr",
     "protocols",
     "serve_origin",
@@ -48,14 +54,14 @@ class ProtocolRow(TypedDict):
 
 def protocols() -> list[ProtocolRow]: ...
 def check_template(template: str) -> None: ...
-def check_tls(
-    certificate: str | os.PathLike[str],
-    private_key: str | os.PathLike[str],
-    client_ca: str | os.PathLike[str] | None = None,
-) -> None: ...
-def toml_lines(text: str) -> dict[str, int]: ...
+def check_certificate(path: str | os.PathLike[str]) -> None: ...
+def check_private_key(path: str | os.PathLike[str]) -> None: ...
+def check_client_ca(path: str | os.PathLike[str]) -> None: ...
+def check_tls(certificate: str | os.PathLike[str], private_key: str | os.PathLike[str]) -> None: ...
+def toml_lines(text: str) -> tuple[dict[str, int], int | None]: ...
 def hash_password(password: str) -> str: ...
 def hash_token(token: str) -> str: ...
+def is_argon2id(phc: str) -> bool: ...
 def log_to_stderr(level: str) -> None: ...
 def serve_origin(address: str) -> tuple[str, int]: ...
 def throwaway_certificate(names: list[str]) -> tuple[str, str]: ...

@@ -1,7 +1,8 @@
 """The codec for people who have their own HTTP stack: varints, capsules, the connect-tcp machine. No I/O anywhere.
 
-Everything that takes bytes takes any contiguous buffer of bytes: ``bytes``, ``bytearray``, ``memoryview``. Bytes may be
-split anywhere; nothing waits for a whole capsule unless it is small.
+Everything that takes bytes takes any contiguous buffer: ``bytes``, ``bytearray``, ``memoryview``, arrays of ``array``
+and ``ctypes``; items wider than a byte count as the bytes that they are in memory. Bytes may be split anywhere; nothing
+waits for a whole capsule unless it is small.
 
 Varints (RFC 9000 §16)
     ``encode_varint(value) -> bytes`` writes the shortest form of an integer from 0 to 2**62 - 1 (else ValueError).
@@ -17,10 +18,13 @@ Capsules (RFC 9297 §3.2)
 
 connect-tcp
     ``ConnectTcp(token="connect-tcp-12")``: one end of a tunnel, client or proxy alike; ``data`` and ``final_data`` name
-    the capsule types of a token that is not built in.
+    the capsule types of a token that is not built in: two types, neither of them DATAGRAM or reserved (else
+    ValueError).
     ``receive(data) -> bytes`` takes bytes of the data stream and returns the payload among them; once
     ``receive_finished`` is true the peer has sent everything (write FIN to the TCP side). Other capsules are skipped,
-    and counted by ``unknown_capsules`` unless they are reserved ones. Data after FINAL_DATA raises FramingError.
+    and counted by ``unknown_capsules`` unless they are reserved ones. Data after FINAL_DATA raises FramingError, and so
+    does every later call. Payload before a fault is returned first, and the next call raises: what arrives does not
+    depend on how the bytes were split.
     ``receive_end() -> bool`` tells that the data stream ended cleanly: True = as it should, False = without FINAL_DATA
     (reset the TCP side); an end inside a capsule raises FramingError.
     ``send(payload) -> bytes`` wraps payload in a DATA capsule, ``send_header(length)`` makes its header alone,

@@ -43,10 +43,10 @@ def user(file: str, name: str) -> None:
             password = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
             raise click.UsageError("expected a password in UTF-8 on standard input") from None
-    if not password:
-        raise click.UsageError("expected a password that is not empty on standard input")
-    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in password):
-        raise click.UsageError("expected a password of one line without control characters (RFC 7617 §2)")
+    try:
+        files.check_password(name, password)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     _write(file, name, _native.hash_password(password))
 
 

@@ -20,7 +20,8 @@ class Config(models.Section):
     """The whole configuration of a relay.
 
     Made in code (``Config(listeners=[Listener(address="127.0.0.1:0")])``) or read by :meth:`load`. Durations and sizes
-    are strings with units (``"10s"``, ``"1MiB"``). Every fault is found at once and raised as :class:`ConfigError`.
+    are strings with units (``"10s"``, ``"1MiB"``). Every fault is found at once and raised as :class:`ConfigError`; a
+    section made in code raises its own.
     """
 
     workers: int = Field(default=0, ge=0, le=1024)
@@ -33,17 +34,27 @@ class Config(models.Section):
     admin: models.Admin = models.Admin()
     log: models.Log = models.Log()
 
-    _source: Path | None = PrivateAttr(default=None)
+    #: The file as it was named, its absolute name, the variables given.
+    _source: tuple[Path, Path, Mapping[str, str] | None] | None = PrivateAttr(default=None)
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Self:
         """Reads a TOML file and the overrides in the environment (``os.environ`` unless given).
 
-        Relative file names in it are relative to the file. Raises ConfigError with every fault.
+        Relative file names in it are relative to the file. A reload reads the same file with the same overrides, or
+        with those that ``os.environ`` has by then. Raises ConfigError with every fault.
         """
-        file = Path(path)
-        tree, lines = _parse(file)
+        name = Path(path)
+        try:
+            file = name.absolute()
+        except OSError as error:
+            raise ConfigError([f"{name}: cannot be read: {error.strerror}"]) from None
+        return cls._read(name, file, None if environ is None else dict(environ))
+
+    @classmethod
+    def _read(cls, name: Path, file: Path, environ: Mapping[str, str] | None) -> Self:
+        tree, lines, line = _parse(name, file)
         found, wrong = environment.overrides(os.environ if environ is None else environ)
         variables: dict[str, str] = {}
         for keys, value, variable in found:
@@ -53,22 +64,24 @@ class Config(models.Section):
                 table = inner if isinstance(inner, dict) else {}
             table[keys[-1]] = value
             variables[".".join(keys)] = variable
-        origins = Origins(str(file), lines, variables)
+        origins = Origins(str(name), lines, variables, line)
         context = {"base": file.parent, "origins": origins, "faults": wrong}
         config = cls.model_validate(tree, context=context)
-        config._source = file
+        config._source = (name, file, environ)
         config._origins = origins
         return config
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Self:
         """Makes a configuration from the same tables as the file has. Raises ConfigError with every fault."""
+        if not isinstance(tree, Mapping):
+            raise ConfigError([f"expected the tables of a configuration, not {type(tree).__name__}"])
         return cls.model_validate(dict(tree))
 
     def reread(self) -> "Config":
         """The configuration anew from where it came from: the file, or for one made in code the files it names."""
         if self._source is not None:
-            return type(self).load(self._source)
+            return self._read(*self._source)
         return type(self).model_validate(self.model_dump(exclude_unset=True))
 
     def warnings(self) -> list[str]:
@@ -132,14 +145,16 @@ def _line(text: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _parse(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _parse(name: Path, file: Path) -> tuple[dict[str, Any], dict[str, int], int]:
+    """The tables of a file, the line of each key, and a line for what has none. Faults have the name as given."""
     try:
-        text = file.read_bytes().decode("utf-8")
+        text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+        raise ConfigError([f"{name}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError([f"{file}:{line}: expected text in UTF-8"]) from None
+        raise ConfigError([f"{name}:{line}: expected text in UTF-8"]) from None
+    lines, refused = _native.toml_lines(text)
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -147,8 +162,11 @@ def _parse(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
         match = re.search(r" \(at line (\d+), column (\d+)\)", message)
         line = int(match[1]) if match else text.rstrip("\n").count("\n") + 1
         what = message[: match.start()] + f" (column {match[2]})" if match else message
-        raise ConfigError([f"{file}:{line}: expected TOML: {what}"]) from None
-    return tree, _native.toml_lines(text)
+        raise ConfigError([f"{name}:{line}: expected TOML: {what}"]) from None
+    except (RecursionError, ValueError) as error:
+        what = "brackets nested too deeply" if isinstance(error, RecursionError) else "an integer of too many digits"
+        raise ConfigError([f"{name}:{refused or 1}: expected TOML: {what}"]) from None
+    return tree, lines, 1 if lines or refused is None else refused
 
 
 def _get(table: Any, key: str) -> Any:
@@ -192,11 +210,27 @@ def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
                         f"expected one of {', '.join(tokens)}; others need a [[protocols.{name}.profile]] table",
                     )
                 )
+        found += _repeated_tokens(name, tokens, _get(table, "profile"))
+    return found
+
+
+def _repeated_tokens(name: str, built_in: list[str], profiles: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    """Tokens that two profiles have; HTTP/1.1 compares them without regard to case (RFC 9110 §7.8)."""
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    taken = {token.lower(): "is built in" for token in built_in}
+    for number, profile in enumerate(profiles if isinstance(profiles, list) else ()):
+        token = _get(profile, "token")
+        if not isinstance(token, str):
+            continue
+        if token.lower() in taken:
+            path = ("protocols", name, "profile", number, "token")
+            found.append((path, f"expected another token: {token} {taken[token.lower()]}"))
+        taken.setdefault(token.lower(), "is that of another profile")
     return found
 
 
 def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(values.socket_address(address)[0]).is_loopback
+        return ipaddress.ip_address(values.socket_address(values.check_listen_address(address))[0]).is_loopback
     except ValueError:
         return True

@@ -64,7 +64,7 @@ def _value(annotation: Any, text: str) -> Any:
     if list in kinds:
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, list):
             raise ValueError('expected a list as JSON, such as ["10.0.0.0/8"]')

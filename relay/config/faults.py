@@ -21,12 +21,26 @@ _EXPECTED = {
     "float_type": "a number",
 }
 
+#: Larger integers are not shown: a line should stay one, and Python refuses to write out the largest.
+_SHOWN = 10**18
+
+
+class Beside(ValueError):
+    """A fault whose place is another key of the same table."""
+
+    def __init__(self, key: str, text: str) -> None:
+        self.key = key
+        super().__init__(text)
+
 
 def lines(root: type[BaseModel], error: ValidationError, origins: Origins) -> list[tuple[tuple[str | int, ...], str]]:
     """(path, line) of every fault in a validation error."""
     found: list[tuple[tuple[str | int, ...], str]] = []
     for detail in error.errors(include_url=False):
         path = detail["loc"]
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, Beside):
+            path = (*path[:-1], cause.key)
         place = origins.place(path)
         found += [(path, f"{place}: {text}") for text in _texts(root, detail)]
     return found
@@ -59,6 +73,8 @@ def _texts(root: type[BaseModel], detail: Any) -> list[str]:
 
 def _hint(detail: Any) -> str:
     value = detail.get("input")
+    if isinstance(value, int) and abs(value) > _SHOWN:
+        return ""
     if detail["type"] == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
         return (
             f', such as "{value}s" for a duration' if "time" in str(detail["loc"][-1]) else f": put {value} in quotes"

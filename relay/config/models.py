@@ -3,12 +3,25 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from relay import _native
 from relay.auth import files
-from relay.config import values
+from relay.config import faults, values
+from relay.config.faults import Beside
+from relay.config.origins import Origins
 from relay.config.values import duration, size
+from relay.errors import ConfigError
+from relay.framing import DATAGRAM, is_grease
 
 Http = Literal["h1", "h2", "h3"]
 
@@ -41,9 +54,21 @@ Template = Annotated[str, AfterValidator(_check_template)]
 
 
 class Section(BaseModel):
-    """A table of the configuration: unknown keys are faults, and nothing changes after it was read."""
+    """A table of the configuration: unknown keys are faults, and nothing changes after it was read.
+
+    Made in code, it raises ConfigError with every fault.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    def __init__(self, /, **keys: Any) -> None:
+        try:
+            super().__init__(**keys)
+        except ValidationError as error:
+            raise ConfigError([line for _, line in faults.lines(type(self), error, Origins())]) from None
+
+    # Tables inside of others are made without it, as with pydantic's own: their faults are gathered by the outermost.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class Listener(Section):
@@ -64,30 +89,37 @@ class Listener(Section):
             return list(dict.fromkeys(self.http))
         return ["h1", "h2", "h3"] if self.certificate else ["h1", "h2"]
 
+    @field_validator("certificate")
+    @classmethod
+    def _chain(cls, certificate: str | None) -> str | None:
+        if certificate:
+            _native.check_certificate(certificate)
+        return certificate
+
     @field_validator("private_key")
     @classmethod
     def _pair(cls, key: str | None, info: ValidationInfo) -> str | None:
-        if "certificate" not in info.data:
-            return key
-        certificate = info.data["certificate"]
-        if certificate and not key:
-            raise ValueError("is required beside certificate; leave both out for cleartext")
-        if key and not certificate:
-            raise ValueError("needs certificate beside it; leave both out for cleartext")
+        certificate = info.data.get("certificate")
+        if "certificate" in info.data:
+            if certificate and not key:
+                raise Beside("certificate", "needs private_key beside it; leave both out for cleartext")
+            if key and not certificate:
+                raise ValueError("needs certificate beside it; leave both out for cleartext")
+            if not key and "h3" in (info.data.get("http") or ()):
+                raise Beside("http", '"h3" needs certificate and private_key beside it: QUIC has no cleartext form')
         if key:
-            _native.check_tls(certificate, key, None)
-        elif "h3" in (info.data.get("http") or ()):
-            raise ValueError('is required beside certificate for "h3": QUIC has no cleartext form')
+            _native.check_private_key(key)
+        if key and certificate:
+            _native.check_tls(certificate, key)
         return key
 
     @field_validator("client_ca")
     @classmethod
     def _roots(cls, roots: str | None, info: ValidationInfo) -> str | None:
-        certificate, key = info.data.get("certificate"), info.data.get("private_key")
-        if roots and "certificate" in info.data and not certificate:
+        if roots and "certificate" in info.data and not info.data["certificate"]:
             raise ValueError("needs certificate and private_key beside it: client certificates are part of TLS")
-        if roots and certificate and key:
-            _native.check_tls(certificate, key, roots)
+        if roots:
+            _native.check_client_ca(roots)
         return roots
 
     @field_validator("client_auth")
@@ -123,6 +155,15 @@ class Profile(Section):
     token: str = Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
     data: int = Field(ge=0, le=2**62 - 1)
     final_data: int = Field(ge=0, le=2**62 - 1)
+
+    @field_validator("data", "final_data")
+    @classmethod
+    def _free(cls, kind: int, info: ValidationInfo) -> int:
+        if kind == DATAGRAM or is_grease(kind):
+            raise ValueError("expected a capsule type that is neither 0 (DATAGRAM) nor reserved (0x29 * N + 0x17)")
+        if info.field_name == "final_data" and kind == info.data.get("data"):
+            raise ValueError("expected another capsule type than that of data")
+        return kind
 
 
 class Protocol(Section):

@@ -17,19 +17,27 @@ def dotted(path: tuple[str | int, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """The file's name, the line of each of its keys, and the variables that stand above it."""
+    """The file's name, the line of each of its keys, and the variables that stand above it.
+
+    ``line`` is named for what has no line of its own.
+    """
 
     file: str = ""
     lines: Mapping[str, int] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    line: int = 1
 
     def place(self, path: tuple[str | int, ...]) -> str:
-        """``relay.toml:LINE: key`` of a path: its own line, or that of the nearest table around it."""
+        """``relay.toml:LINE: key`` of a path: its own line, or that of the nearest table around it.
+
+        A variable replaces the whole of a value: what the file has inside it is not in force.
+        """
         key = dotted(path)
-        for length in range(len(path), 0, -1):
-            name = dotted(path[:length])
+        names = [dotted(path[:length]) for length in range(len(path), 0, -1)]
+        for name in names:
             if name in self.variables:
                 return f"{self.variables[name]}: {key}"
-            if self.file and name in self.lines:
-                return f"{self.file}:{self.lines[name]}: {key}"
-        return f"{self.file}:1: {key}" if self.file else key
+        if not self.file:
+            return key
+        line = next((self.lines[name] for name in names if name in self.lines), self.line)
+        return f"{self.file}:{line}: {key}"

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainValidator, ValidationInfo
 
+from relay.auth.files import open_regular
+
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -66,10 +68,10 @@ def bytes_of(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match:
         raise ValueError('expected a size with a unit (B, KiB, MiB, GiB, kB, MB, GB), such as "1MiB"')
-    size = int(float(match[1]) * _BYTES[match[2]])
+    size = float(match[1]) * _BYTES[match[2]]
     if size > _LARGEST:
         raise ValueError("expected a smaller size")
-    return size
+    return int(size)
 
 
 def size(at_least: str = "0", zero: bool = False) -> AfterValidator:
@@ -108,11 +110,16 @@ def join_address(host: str, port: int) -> str:
 def check_listen_address(text: str) -> str:
     """An IP address and a port, 0 included."""
     try:
-        return join_address(*socket_address(text))
+        host, port = socket_address(text)
     except ValueError:
         raise ValueError(
             'expected an IP address and a port, such as "127.0.0.1:8443" or "[::1]:8443"; "0.0.0.0:8443" for every one'
         ) from None
+    address = ipaddress.ip_address(host)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        # Listeners for IPv6 take no IPv4, so that both can have the same port.
+        raise ValueError(f'expected an IPv4 address as such: write "{address.ipv4_mapped}:{port}"')
+    return join_address(host, port)
 
 
 def check_admin_address(text: str) -> str:
@@ -173,7 +180,7 @@ def ports_of(text: str) -> tuple[int, int]:
 
 
 def _check_ports(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536:
         value = str(value)
     if not isinstance(value, str):
         raise ValueError('expected a port or a range of ports, such as "443" or "8000-8999"')
@@ -210,9 +217,20 @@ def check_realm(text: str) -> str:
 
 
 def resolved(name: str | os.PathLike[str], info: ValidationInfo) -> Path:
-    """A file name, taken relative to the file that the configuration came from."""
-    base = (info.context or {}).get("base", Path())
-    return Path(base, Path(name).expanduser())
+    """A file name, taken relative to the file that the configuration came from, else to the working directory.
+
+    It is absolute, so that a reload finds the file wherever the process works by then.
+    """
+    base = (info.context or {}).get("base")
+    try:
+        path = Path(name).expanduser()
+        if "\0" in str(path):
+            raise ValueError("expected a file name without NUL")
+        return Path(base, path) if base is not None else path.absolute()
+    except RuntimeError:
+        raise ValueError(f"expected a file name: {name}: no such user, or none with a home") from None
+    except OSError as error:
+        raise ValueError(f"expected a file name: {name}: no working directory: {error.strerror}") from None
 
 
 def _check_file(value: Any, info: ValidationInfo) -> str:
@@ -220,7 +238,7 @@ def _check_file(value: Any, info: ValidationInfo) -> str:
         raise ValueError("expected a file name")
     path = resolved(value, info)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.read(1)
     except OSError as error:
         raise ValueError(f"expected a readable file: {path}: {error.strerror}") from None

@@ -139,7 +139,8 @@ def test_users(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "password"), [("alice", ""), ("alice", "\n"), ("a:b", "x"), ("", "x"), ("alice", "two\nlines\n")]
+    ("name", "password"),
+    [("alice", ""), ("alice", "\n"), ("a:b", "x"), ("", "x"), ("alice", "two\nlines\n"), ("alice", "x" * 4500)],
 )
 def test_users_that_cannot_be(tmp_path: Path, name: str, password: str) -> None:
     done = relay("auth", "user", tmp_path / "users", name, stdin=password)
@@ -163,6 +164,16 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "No such file" in done.stderr
+
+
+def test_auth_writes_into_regular_files_only(tmp_path: Path) -> None:
+    pipe = tmp_path / "tokens"
+    os.mkfifo(pipe)
+    done = relay("auth", "token", pipe, "ci")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == f"Error: {pipe}: cannot be written: not a regular file"
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

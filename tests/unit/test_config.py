@@ -1,6 +1,7 @@
 """The configuration: every kind of fault, all at once, each with its line."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 
 from relay import Config, ConfigError, _native
-from relay.config import Auth, Listener, Policy, Rule
+from relay.config import Auth, Limits, Listener, Policy, Profile, Protocol, Rule
 
 LISTENER = '[[listeners]]\naddress = "127.0.0.1:0"\n'
+PROFILE = LISTENER + '[[protocols.connect-tcp.profile]]\ntoken = "{}"\ndata = {}\nfinal_data = {}\n'
 USER = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$c29tZXNhbHRzb21lc2FsdHNvbWVzYWx0c29tZXNhbHQ"
 
 
@@ -77,15 +79,25 @@ FAULTS = [
     ('[[listeners]]\naddress = "::1:1"', 2, "listeners[0].address", "an IP address and a port"),
     ('[[listeners]]\naddress = "127.0.0.1:65536"', 2, "listeners[0].address", "an IP address and a port"),
     (LISTENER + 'http = ["h1",\n "h4"]', 4, "listeners[0].http[1]", "expected 'h1', 'h2' or 'h3'"),
-    (LISTENER + 'http = ["h3"]', 1, "listeners[0].private_key", "QUIC has no cleartext form"),
+    ('[[listeners]]\naddress = "[::ffff:127.0.0.1]:80"', 2, "listeners[0].address", 'write "127.0.0.1:80"'),
+    (
+        '[[listeners]]\naddress = "[::ffff:10.0.0.1]:80"\n[auth]\nrequired = false',
+        2,
+        "listeners[0].address",
+        'write "10.0.0.1:80"',
+    ),
+    (LISTENER + 'http = ["h3"]', 3, "listeners[0].http", "QUIC has no cleartext form"),
     (LISTENER + 'certificate = "none.pem"', 3, "listeners[0].certificate", "none.pem: No such file"),
     (LISTENER + 'private_key = "relay.toml"', 3, "listeners[0].private_key", "needs certificate"),
-    (LISTENER + 'certificate = "relay.toml"', 1, "listeners[0].private_key", "is required beside certificate"),
+    (LISTENER + 'certificate = "relay.toml"', 3, "listeners[0].certificate", "relay.toml: holds no PEM certificate"),
+    (LISTENER + 'certificate = "~nosuchuser/x"', 3, "listeners[0].certificate", "~nosuchuser/x: no such user"),
+    (LISTENER + 'certificate = "a\\u0000b"', 3, "listeners[0].certificate", "without NUL"),
     (LISTENER + 'client_ca = "relay.toml"', 3, "listeners[0].client_ca", "needs certificate and private_key"),
     (LISTENER + 'client_auth = "required"', 3, "listeners[0].client_auth", "needs client_ca"),
     (LISTENER + 'proxy_protocol_from = ["10.0.0.0/8"]', 3, "listeners[0].proxy_protocol_from", "not supported"),
     (LISTENER + '[auth]\nrealm = "a\\"b"', 4, "auth.realm", "printable ASCII"),
     (LISTENER + '[auth]\nusers_file = "none"', 4, "auth.users_file", "none: No such file"),
+    (LISTENER + '[auth]\nusers_file = "~nosuchuser/x"', 4, "auth.users_file", "~nosuchuser/x: no such user"),
     (LISTENER + '[auth]\ntokens_file = ""', 4, "auth.tokens_file", "expected a file name"),
     (LISTENER + "[protocols.conect]", 3, "protocols.conect", "did you mean connect?"),
     (
@@ -101,6 +113,16 @@ FAULTS = [
         4,
         "protocols.connect-tcp.profile[0].token",
         "HTTP token",
+    ),
+    (PROFILE.format("own", 0, 2), 5, "protocols.connect-tcp.profile[0].data", "neither 0 (DATAGRAM) nor reserved"),
+    (PROFILE.format("own", 1, 0x17), 6, "protocols.connect-tcp.profile[0].final_data", "neither 0 (DATAGRAM) nor"),
+    (PROFILE.format("own", 1, 1), 6, "protocols.connect-tcp.profile[0].final_data", "another capsule type than"),
+    (PROFILE.format("Connect-TCP-12", 1, 2), 4, "protocols.connect-tcp.profile[0].token", "is built in"),
+    (
+        PROFILE.format("own", 1, 2) + PROFILE.format("OWN", 3, 4).removeprefix(LISTENER),
+        8,
+        "protocols.connect-tcp.profile[1].token",
+        "that of another profile",
     ),
     (LISTENER + "[egress]\ndial_timeout = 10", 4, "egress.dial_timeout", 'expected a string, such as "10s"'),
     (LISTENER + '[egress]\ndial_timeout = "10"', 4, "egress.dial_timeout", "with a unit"),
@@ -124,11 +146,26 @@ FAULTS = [
     (LISTENER + '[[policy.rules]]\naction = "deny"\nprotocols = ["ftp"]', 5, "policy.rules[0].protocols", "'ftp'"),
     (LISTENER + "[limits]\nmax_connections = 0", 4, "limits.max_connections", "expected 1 or more"),
     (LISTENER + '[limits]\nbuffer_per_tunnel = "1 mb"', 4, "limits.buffer_per_tunnel", "with a unit"),
+    (LISTENER + f'[limits]\nbuffer_per_tunnel = "{"9" * 400}MiB"', 4, "limits.buffer_per_tunnel", "a smaller size"),
+    (LISTENER + f'[limits]\nmemory = "{"9" * 400}B"', 4, "limits.memory", "a smaller size"),
+    (LISTENER + f'[limits]\nidle_timeout = "{"9" * 400}s"', 4, "limits.idle_timeout", "at most ten years"),
+    (LISTENER + f"[limits]\nidle_timeout = 0x{'f' * 5000}", 4, "limits.idle_timeout", "a string"),
+    (
+        LISTENER + f'[[policy.rules]]\naction = "deny"\nports = [0x{"f" * 5000}]',
+        5,
+        "policy.rules[0].ports[0]",
+        "a port",
+    ),
     (LISTENER + '[limits]\nbuffer_per_tunnel = "1B"', 4, "limits.buffer_per_tunnel", "at least"),
     (LISTENER + '[limits]\nidle_timeout_datagram = "119s"', 4, "limits.idle_timeout_datagram", "at least 2m"),
     (LISTENER + '[admin]\naddress = "here"', 4, "admin.address", "an IP address and a port"),
     (LISTENER + '[log]\nlevel = "loud"', 4, "log.level", "'warning'"),
     (LISTENER + '[log]\naccess = "none/access.log"', 4, "log.access", "a directory that exists"),
+    (LISTENER + '[log]\naccess = "~nosuchuser/x"', 4, "log.access", "~nosuchuser/x: no such user"),
+    (LISTENER + '[log]\naccess = "a\\u0000b"', 4, "log.access", "without NUL"),
+    (f"workers = {'9' * 30}\n" + LISTENER, 1, "workers", "expected 1024 or less"),
+    (LISTENER + f"[limits]\nmax_connections = -{'9' * 40}", 4, "limits.max_connections", "expected 1 or more"),
+    ("# nested\nx = " + "[" * 200 + "]" * 200 + "\n" + LISTENER, 2, "x", "unknown key"),
     (LISTENER + "limits = 3", 3, "listeners[0].limits", "unknown key"),
     ("auth = 3\n" + LISTENER, 1, "auth", "expected a table"),
 ]
@@ -180,6 +217,34 @@ def test_broken_toml_names_its_line(tmp_path: Path) -> None:
     assert error.startswith("relay.toml:2: expected TOML: ")
 
 
+def test_toml_that_python_gives_up_on_names_its_line(tmp_path: Path) -> None:
+    for depth in (3000, 100_000):
+        (error,) = errors_of(tmp_path, LISTENER + f"x = {'[' * depth}{']' * depth}\n")
+        assert error == "relay.toml:3: expected TOML: brackets nested too deeply"
+    (error,) = errors_of(tmp_path, LISTENER + f"workers = {'9' * 5000}\n")
+    assert error == "relay.toml:3: expected TOML: an integer of too many digits"
+    (error,) = errors_of(tmp_path, "a." * 500 + "a = 1\n" + LISTENER)
+    assert error.startswith("relay.toml:1: a: unknown key")
+
+
+def test_an_integer_out_of_range_costs_no_other_key_its_line(tmp_path: Path) -> None:
+    errors = errors_of(
+        tmp_path,
+        f"{LISTENER}[limits]\nmax_connections = 0x{'f' * 40}\nmax_tunnels_per_principal = +{'9' * 20}\nmemory = 1\n",
+    )
+    assert [":".join(error.split(":")[:3]) for error in errors] == [
+        "relay.toml:4: limits.max_connections",
+        "relay.toml:5: limits.max_tunnels_per_principal",
+        "relay.toml:6: limits.memory",
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text("workers = 3\n" + LISTENER, encoding="utf-8-sig")
+    assert Config.load(path, {}).workers == 3
+
+
 def test_a_file_that_is_no_text_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "relay.toml"
     with pytest.raises(ConfigError, match=r"relay\.toml: cannot be read: No such file"):
@@ -201,6 +266,43 @@ def test_a_key_of_another_certificate(tmp_path: Path) -> None:
     assert load(tmp_path, text.format("one.key")).listeners[0].versions == ["h1", "h2", "h3"]
 
 
+def test_each_file_of_tls_is_named_at_its_own_line(tmp_path: Path) -> None:
+    write_pair(tmp_path, "one")
+    (tmp_path / "bad.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    (tmp_path / "bad.key").write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    text = LISTENER + 'certificate = "{}.pem"\nprivate_key = "{}.key"\nclient_ca = "{}.pem"'
+    places = [
+        "relay.toml:3: listeners[0].certificate: bad.pem",
+        "relay.toml:4: listeners[0].private_key: bad.key",
+        "relay.toml:5: listeners[0].client_ca: bad.pem",
+    ]
+    for number, names in enumerate([("bad", "one", "one"), ("one", "bad", "one"), ("one", "one", "bad")]):
+        (error,) = errors_of(tmp_path, text.format(*names))
+        assert error.startswith(places[number] + ": ")
+    errors = errors_of(tmp_path, text.format("bad", "bad", "bad"))
+    assert [":".join(error.split(":")[:4]) for error in errors] == places
+    load(tmp_path, text.format("one", "one", "one"))
+
+
+def test_a_key_that_is_missing_is_missed_at_the_certificate(tmp_path: Path) -> None:
+    write_pair(tmp_path, "one")
+    (error,) = errors_of(tmp_path, LISTENER + 'certificate = "one.pem"')
+    assert error.startswith("relay.toml:3: listeners[0].certificate: needs private_key beside it")
+
+
+def test_files_that_would_never_end_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    errors = errors_of(
+        tmp_path, LISTENER + 'certificate = "pipe"\n[auth]\nusers_file = "pipe"\ntokens_file = "/dev/zero"\n'
+    )
+    assert [error.partition(": expected")[0] for error in errors] == [
+        "relay.toml:3: listeners[0].certificate",
+        "relay.toml:5: auth.users_file",
+        "relay.toml:6: auth.tokens_file",
+    ]
+    assert all(error.endswith(": not a regular file") for error in errors)
+
+
 def test_client_certificates_need_roots_that_can_be_read(tmp_path: Path) -> None:
     write_pair(tmp_path, "one")
     text = LISTENER + 'certificate = "one.pem"\nprivate_key = "one.key"\nclient_auth = "required"\nclient_ca = "{}"'
@@ -212,12 +314,14 @@ def test_client_certificates_need_roots_that_can_be_read(tmp_path: Path) -> None
 
 
 def test_faults_in_credential_files_name_their_lines(tmp_path: Path) -> None:
-    (tmp_path / "users").write_text(f"# people\n\nalice:{USER}\nbob:plain\nalice:{USER}\n")
+    useless = USER.replace("m=19456,t=2,p=1", "m=0,t=0,p=0")
+    (tmp_path / "users").write_text(f"# people\n\nalice:{USER}\nbob:plain\nalice:{USER}\ncarol:{useless}\n")
     (tmp_path / "tokens").write_text("ci:" + "a" * 64 + "\nci2:" + "A" * 64 + "\n:" + "a" * 64 + "\n")
     errors = errors_of(tmp_path, LISTENER + '[auth]\nusers_file = "users"\ntokens_file = "tokens"')
     assert [error.partition(": expected")[0] for error in errors] == [
         "relay.toml:4: auth.users_file: users:4",
         "relay.toml:4: auth.users_file: users:5: 'alice' is there twice: remove one of the lines",
+        "relay.toml:4: auth.users_file: users:6",
         "relay.toml:5: auth.tokens_file: tokens:2",
         "relay.toml:5: auth.tokens_file: tokens:3",
     ]
@@ -348,4 +452,58 @@ def test_in_code(tmp_path: Path) -> None:
             "listeners[0].address",
             "limits.max_connections",
         ]
+    assert config.reread().to_native() == config.to_native()
+
+
+def test_a_section_in_code_raises_every_fault_of_its_own() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Listener(address="x", client_auth="required")
+    assert [line.partition(": ")[0] for line in caught.value.errors] == ["address", "client_auth"]
+    with pytest.raises(ConfigError, match=r"^rules\[0\]\.action: is required$"):
+        Policy(rules=[{"hosts": ["a.example"]}])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"^memory: "):
+        Limits(memory="lots")
+    with pytest.raises(ConfigError, match=r"^final_data: "):
+        Profile(token="own", data=1, final_data=1)
+
+
+def test_tokens_in_code_are_unlike_each_other() -> None:
+    profiles = [Profile(token="own", data=1, final_data=2), Profile(token="Own", data=3, final_data=4)]
+    with pytest.raises(ConfigError, match=r"^protocols\.connect-tcp\.profile\[1\]\.token: expected another token"):
+        Config(listeners=[Listener(address="127.0.0.1:0")], protocols={"connect-tcp": Protocol(profile=profiles)})
+
+
+def test_what_is_no_configuration_at_all() -> None:
+    for wrong in (None, [1], "workers = 1"):
+        with pytest.raises(ConfigError, match=r"^expected the tables of a configuration, not "):
+            Config.from_dict(wrong)  # type: ignore[arg-type]
+
+
+def test_a_file_is_read_anew_as_it_was_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path, "one")
+    path = tmp_path / "relay.toml"
+    path.write_text(LISTENER + 'certificate = "one.pem"\nprivate_key = "one.key"\n')
+    monkeypatch.chdir(tmp_path)
+    environ = {"RELAY_LIMITS__DRAIN_TIMEOUT": "7s"}
+    config = Config.load("relay.toml", environ)
+    environ.clear()
+    monkeypatch.chdir("/")
+    for _ in range(2):
+        config = config.reread()
+        assert config.limits.drain_timeout == "7s"
+        assert config.listeners[0].certificate == str(tmp_path / "one.pem")
+    path.write_text("worker = 1\n" + LISTENER)
+    with pytest.raises(ConfigError, match=r"^relay\.toml:1: worker: unknown key"):
+        config.reread()
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"^relay\.toml: cannot be read: No such file"):
+        config.reread()
+
+
+def test_files_named_in_code_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path, "one")
+    monkeypatch.chdir(tmp_path)
+    listener = Listener(address="127.0.0.1:0", certificate="one.pem", private_key="one.key")
+    config = Config(listeners=[listener])
+    monkeypatch.chdir("/")
     assert config.reread().to_native() == config.to_native()

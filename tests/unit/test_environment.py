@@ -60,6 +60,8 @@ def test_variables_of_others_are_left_alone(tmp_path: Path, variable: str) -> No
         ("RELAY_EGRESS__DIAL_TIMEOUT", "1", "egress.dial_timeout: expected a duration with a unit"),
         ("RELAY_EGRESS__NAMESERVERS", "192.0.2.53", "egress.nameservers: expected a list as JSON"),
         ("RELAY_EGRESS__NAMESERVERS", '["a"]', "egress.nameservers[0]: expected the IP address of a name server"),
+        ("RELAY_POLICY__DENY_PORTS", "[" * 100_000, "policy.deny_ports: expected a list as JSON"),
+        ("RELAY_LIMITS__MAX_CONNECTIONS", "9" * 5000, "limits.max_connections: expected an integer"),
         ("RELAY_LIMITS__MAX_CONNECTIONS", "x", "limits.max_connections: expected an integer"),
         ("RELAY_AUTH__REQUIRED", "yes", "auth.required: expected true or false"),
         ("RELAY_PROTOCOLS__FTP__ENABLED", "true", "expected RELAY_PROTOCOLS__<PROTOCOL>__<KEY>"),
@@ -70,3 +72,14 @@ def test_faults_name_the_variable(tmp_path: Path, variable: str, value: str, exp
         load(tmp_path, {variable: value})
     (error,) = caught.value.errors
     assert error.startswith(f"{variable}: {expected}")
+
+
+def test_a_fault_inside_a_value_is_the_variables(tmp_path: Path) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text(TEXT + '[policy]\ndeny_ports = [\n  25,\n  26,\n]\n[[policy.rules]]\naction = "allow"\n')
+    with pytest.raises(ConfigError) as caught:
+        Config.load(path, {"RELAY_POLICY__DENY_PORTS": "[25, 0]", "RELAY_POLICY__RULES": '[{"action": "drop"}]'})
+    assert sorted(error.rpartition(": ")[0] for error in caught.value.errors) == [
+        "RELAY_POLICY__DENY_PORTS: policy.deny_ports[1]",
+        "RELAY_POLICY__RULES: policy.rules[0].action",
+    ]

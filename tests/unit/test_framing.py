@@ -2,7 +2,9 @@
 
 import array
 import contextlib
+import ctypes
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,10 @@ BUFFERS: list[Callable[[bytes], Any]] = [
     bytearray,
     memoryview,
     lambda data: array.array("B", data),
+    lambda data: array.array("b", data),
+    lambda data: (ctypes.c_ubyte * len(data)).from_buffer_copy(data),
+    lambda data: (ctypes.c_char * len(data)).from_buffer_copy(data),
+    lambda data: memoryview(data).cast("b"),
 ]
 
 
@@ -65,10 +71,30 @@ def test_what_no_varint_holds(value: int) -> None:
         encode_capsule(value, b"")
     with pytest.raises(ValueError, match="from 0 to"):
         encode_capsule_header(0, value)
+    with pytest.raises(ValueError, match="kind must be from 0 to"):
+        Capsule(value, b"")
+    with pytest.raises(ValueError, match="length must be from 0 to"):
+        CapsuleHeader(1, value)
+    with pytest.raises(ValueError, match="remaining must be from 0 to"):
+        CapsuleValue(b"", value)
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 64])
+def test_counts_out_of_range(value: int) -> None:
+    with pytest.raises(ValueError, match="max_whole must be from 0 to"):
+        CapsuleDecoder(value)
+    with pytest.raises(ValueError, match="offset must be from 0 to"):
+        decode_varint(b"", value)
+
+
+def test_counts_may_be_larger_than_anything_there_is() -> None:
+    assert decode_varint(b"\x01", 1) is None
+    assert decode_varint(b"\x01", sys.maxsize) is None
+    assert CapsuleDecoder(sys.maxsize).feed(b"\x05\x01a") == [Capsule(5, b"a")]
 
 
 def test_what_is_no_bytes() -> None:
-    for wrong in ("text", 7, None, array.array("I", [1]), [1]):
+    for wrong in ("text", 7, None, [1], memoryview(b"abcdefgh").cast("H")[::2]):
         with pytest.raises(TypeError):
             decode_varint(wrong)  # type: ignore[arg-type]
 
@@ -81,6 +107,15 @@ def test_any_buffer_will_do(buffer: Callable[[bytes], Any]) -> None:
     assert CapsuleDecoder().feed(buffer(wire)) == [Capsule(7, b"abc")]
     machine = ConnectTcp()
     assert ConnectTcp().receive(buffer(machine.send(buffer(b"abc")))) == b"abc"
+
+
+def test_wider_items_are_the_bytes_that_they_are_in_memory() -> None:
+    for wide in (
+        memoryview(b"abcd").cast("H"),
+        array.array("I", b"abcd"),
+        (ctypes.c_uint16 * 2).from_buffer_copy(b"abcd"),
+    ):
+        assert encode_capsule(1, wide) == b"\x01\x04abcd"
 
 
 def test_a_strided_view_is_taken_as_it_reads() -> None:
@@ -175,6 +210,31 @@ def test_data_after_the_end_is_malformed() -> None:
             far.receive(ConnectTcp().send(b"late"))
 
 
+def received(pieces: list[bytes]) -> tuple[bytes, bool]:
+    """The payload among the pieces up to a fault, and whether FINAL_DATA was before it."""
+    machine = ConnectTcp()
+    payload = b""
+    with contextlib.suppress(FramingError):
+        for piece in pieces:
+            payload += machine.receive(piece)
+    for _ in range(2):
+        with pytest.raises(FramingError):
+            machine.receive(b"")
+    with pytest.raises(FramingError):
+        machine.receive_end()
+    return payload, machine.receive_finished
+
+
+@given(st.booleans(), st.lists(st.integers(0, 100), max_size=8))
+def test_payload_before_a_fault_arrives_however_it_is_split(after_final: bool, cuts: list[int]) -> None:
+    # = connect-tcp §3 data-after-final
+    near = ConnectTcp()
+    good = near.send(b"go") + encode_capsule(0x17, b"grease") + near.send(b"od")
+    fault = near.send_final() + ConnectTcp().send(b"z") if after_final else encode_capsule(framing.DATAGRAM, b"z")
+    assert received([good + fault]) == (b"good", after_final)
+    assert received(split(good + fault, cuts)) == (b"good", after_final)
+
+
 def test_how_a_data_stream_may_end() -> None:
     assert ConnectTcp().receive_end() is False
     cut = ConnectTcp()
@@ -195,9 +255,25 @@ def test_tokens_have_their_own_types() -> None:
         ConnectTcp(data=1)
 
 
+@pytest.mark.parametrize(
+    ("data", "final_data", "expected"),
+    [
+        (5, 5, "data and final_data must differ"),
+        (framing.DATAGRAM, 1, "data must be neither 0"),
+        (1, framing.DATAGRAM, "final_data must be neither 0"),
+        (0x17, 1, "data must be neither 0"),
+        (1, 0x29 * 7 + 0x17, "final_data must be neither 0"),
+        (1 << 62, 1, "data must be from 0 to"),
+    ],
+)
+def test_types_that_no_tunnel_can_have(data: int, final_data: int, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{expected}"):
+        ConnectTcp("own", data=data, final_data=final_data)
+
+
 @given(st.lists(st.binary(max_size=20), max_size=20))
 def test_no_input_breaks_the_decoders(pieces: list[bytes]) -> None:
-    decoder, machine = CapsuleDecoder(8), ConnectTcp(data=0, final_data=1)
+    decoder, machine = CapsuleDecoder(8), ConnectTcp(data=1, final_data=2)
     for piece in pieces:
         decoder.feed(piece)
         with contextlib.suppress(FramingError):

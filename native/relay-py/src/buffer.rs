@@ -3,7 +3,7 @@
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyMemoryView};
 
 /// The content of `bytes` (as it is) or of any other contiguous buffer (copied: it may change under our hands).
 pub(crate) struct Bytes<'py>(Content<'py>);
@@ -38,15 +38,21 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Bytes<'py> {
         if let Ok(bytes) = object.cast::<PyBytes>() {
             return Ok(Self(Content::Shared(bytes.to_owned())));
         }
-        let buffer = PyBuffer::<u8>::get(&object).map_err(|_| {
-            PyTypeError::new_err(format!(
-                "a bytes-like object is required, not {}",
-                object
-                    .get_type()
-                    .name()
-                    .map_or_else(|_| "this".into(), |name| name.to_string())
-            ))
-        })?;
+        let buffer = PyBuffer::<u8>::get(&object)
+            .or_else(|_| {
+                // Items of another kind, as of ctypes and array: their memory, as hashlib and sockets take it.
+                let view = PyMemoryView::from(&object)?.call_method1("cast", ("B",))?;
+                PyBuffer::<u8>::get(&view)
+            })
+            .map_err(|_| {
+                PyTypeError::new_err(format!(
+                    "a bytes-like object is required, not {}",
+                    object
+                        .get_type()
+                        .name()
+                        .map_or_else(|_| "this".into(), |name| name.to_string())
+                ))
+            })?;
         Ok(Self(Content::Copied(buffer.to_vec(object.py())?)))
     }
 }

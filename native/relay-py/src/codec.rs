@@ -10,17 +10,41 @@ use crate::buffer::Bytes;
 
 pyo3::import_exception!(relay.errors, FramingError);
 
-/// An integer that fits into a varint.
-pub(crate) fn varint_of(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
+fn number_of(value: &Bound<'_, PyAny>, what: &str, bits: u32) -> PyResult<u64> {
     match value.extract::<u64>() {
-        Ok(number) if number <= varint::MAX => Ok(number),
+        Ok(number) if number <= u64::MAX >> (u64::BITS - bits) => Ok(number),
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyTypeError>(value.py()) => {
             Err(error)
         }
         _ => Err(PyValueError::new_err(format!(
-            "{what} must be from 0 to 2**62 - 1"
+            "{what} must be from 0 to 2**{bits} - 1"
         ))),
     }
+}
+
+/// An integer that fits into a varint.
+pub(crate) fn varint_of(value: &Bound<'_, PyAny>, what: &str) -> PyResult<u64> {
+    number_of(value, what, varint::MAX.count_ones())
+}
+
+fn kind_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    varint_of(value, "kind")
+}
+
+fn length_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    varint_of(value, "length")
+}
+
+fn remaining_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    varint_of(value, "remaining")
+}
+
+fn max_whole_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    number_of(value, "max_whole", u64::BITS)
+}
+
+fn offset_of(value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    number_of(value, "offset", u64::BITS)
 }
 
 /// Encodes an integer in its shortest form (RFC 9000 §16).
@@ -34,7 +58,11 @@ pub(crate) fn encode_varint<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'p
 /// Decodes the integer at `offset`: (value, bytes it took), or None when more bytes are needed.
 #[pyfunction]
 #[pyo3(signature = (data, offset = 0))]
-pub(crate) fn decode_varint(data: Bytes<'_>, offset: usize) -> Option<(u64, usize)> {
+pub(crate) fn decode_varint(
+    data: Bytes<'_>,
+    #[pyo3(from_py_with = offset_of)] offset: u64,
+) -> Option<(u64, usize)> {
+    let offset = usize::try_from(offset).ok()?;
     varint::decode(data.as_slice().get(offset..)?)
 }
 
@@ -52,23 +80,23 @@ fn capsule_bytes<'py>(py: Python<'py>, kind: u64, value: &[u8]) -> PyResult<Boun
 #[pyfunction]
 #[pyo3(signature = (kind, value = None))]
 pub(crate) fn encode_capsule<'py>(
-    kind: &Bound<'py, PyAny>,
+    py: Python<'py>,
+    #[pyo3(from_py_with = kind_of)] kind: u64,
     value: Option<Bytes<'py>>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let value = value.as_ref().map_or(&[][..], Bytes::as_slice);
-    capsule_bytes(kind.py(), varint_of(kind, "kind")?, value)
+    capsule_bytes(py, kind, value.as_ref().map_or(&[][..], Bytes::as_slice))
 }
 
 /// Encodes the header of a capsule whose value follows separately.
 #[pyfunction]
 pub(crate) fn encode_capsule_header<'py>(
-    kind: &Bound<'py, PyAny>,
-    length: &Bound<'py, PyAny>,
-) -> PyResult<Bound<'py, PyBytes>> {
+    py: Python<'py>,
+    #[pyo3(from_py_with = kind_of)] kind: u64,
+    #[pyo3(from_py_with = length_of)] length: u64,
+) -> Bound<'py, PyBytes> {
     let mut header = [0; MAX_HEADER];
-    let (kind_number, length) = (varint_of(kind, "kind")?, varint_of(length, "length")?);
-    let used = capsule::encode_header(kind_number, length, &mut header);
-    Ok(PyBytes::new(kind.py(), &header[..used]))
+    let used = capsule::encode_header(kind, length, &mut header);
+    PyBytes::new(py, &header[..used])
 }
 
 /// A whole capsule.
@@ -86,7 +114,7 @@ impl Capsule {
     }
 
     #[new]
-    fn new(py: Python<'_>, kind: u64, value: Bytes<'_>) -> Self {
+    fn new(py: Python<'_>, #[pyo3(from_py_with = kind_of)] kind: u64, value: Bytes<'_>) -> Self {
         Self {
             kind,
             value: value.into_py_bytes(py),
@@ -119,7 +147,10 @@ impl CapsuleHeader {
     }
 
     #[new]
-    fn new(kind: u64, length: u64) -> Self {
+    fn new(
+        #[pyo3(from_py_with = kind_of)] kind: u64,
+        #[pyo3(from_py_with = length_of)] length: u64,
+    ) -> Self {
         Self { kind, length }
     }
 
@@ -146,7 +177,11 @@ impl CapsuleValue {
     }
 
     #[new]
-    fn new(py: Python<'_>, data: Bytes<'_>, remaining: u64) -> Self {
+    fn new(
+        py: Python<'_>,
+        data: Bytes<'_>,
+        #[pyo3(from_py_with = remaining_of)] remaining: u64,
+    ) -> Self {
         Self {
             data: data.into_py_bytes(py),
             remaining,
@@ -179,10 +214,10 @@ pub(crate) struct CapsuleDecoder {
 impl CapsuleDecoder {
     #[new]
     #[pyo3(signature = (max_whole = 65536))]
-    fn new(max_whole: usize) -> Self {
+    fn new(#[pyo3(from_py_with = max_whole_of)] max_whole: u64) -> Self {
         Self {
             decoder: Decoder::new(),
-            whole: max_whole as u64,
+            whole: max_whole,
             collecting: None,
         }
     }

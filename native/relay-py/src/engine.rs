@@ -1,6 +1,5 @@
 //! The engine for Python: start, ask, reload, drain, close. Whatever may wait runs detached from the interpreter.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
@@ -81,23 +80,4 @@ impl Engine {
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.engine.close());
     }
-}
-
-/// Checks that TLS can be served from these PEM files; ValueError with the file and what is wrong with it.
-#[pyfunction]
-#[pyo3(signature = (certificate, private_key, client_ca = None))]
-pub(crate) fn check_tls(
-    certificate: PathBuf,
-    private_key: PathBuf,
-    client_ca: Option<PathBuf>,
-) -> PyResult<()> {
-    relay_engine::tls::check(&certificate, &private_key, client_ca.as_deref())
-        .map_err(PyValueError::new_err)
-}
-
-/// (certificate, private key) in PEM for names and addresses, valid for trying things out.
-#[pyfunction]
-pub(crate) fn throwaway_certificate(names: Vec<String>) -> PyResult<(String, String)> {
-    let made = relay_engine::tls::throwaway_certificate(&names).map_err(PyValueError::new_err)?;
-    Ok((made.certificate, made.private_key))
 }

@@ -10,6 +10,7 @@ mod load;
 mod logs;
 mod secrets;
 mod table;
+mod tls;
 mod toml;
 mod tunnel;
 
@@ -31,15 +32,19 @@ mod _native {
         encode_capsule_header, encode_varint,
     };
     #[pymodule_export]
-    use crate::engine::{Engine, check_tls, throwaway_certificate};
+    use crate::engine::Engine;
     #[pymodule_export]
     use crate::load::{Load, serve_origin};
     #[pymodule_export]
     use crate::logs::log_to_stderr;
     #[pymodule_export]
-    use crate::secrets::{hash_password, hash_token};
+    use crate::secrets::{hash_password, hash_token, is_argon2id};
     #[pymodule_export]
     use crate::table::{check_template, protocols};
+    #[pymodule_export]
+    use crate::tls::{
+        check_certificate, check_client_ca, check_private_key, check_tls, throwaway_certificate,
+    };
     #[pymodule_export]
     use crate::toml::toml_lines;
     #[pymodule_export]
@@ -54,6 +59,7 @@ mod _native {
             "shipped"
         };
         module.add("BUILD_PROFILE", profile)?;
+        module.add("MAX_USER_PASS", relay_engine::auth::MAX_USER_PASS)?;
         module.add("MAX_VARINT", capsule_core::varint::MAX)
     }
 }

@@ -15,3 +15,9 @@ pub(crate) fn hash_password(py: Python<'_>, password: &str) -> PyResult<String> 
 pub(crate) fn hash_token(token: &str) -> String {
     relay_engine::auth::hash_token(token)
 }
+
+/// Whether a string is an argon2id hash that passwords can be verified with.
+#[pyfunction]
+pub(crate) fn is_argon2id(phc: &str) -> bool {
+    relay_engine::auth::is_argon2id(phc)
+}

@@ -1,6 +1,6 @@
 //! The connect-tcp machine for Python.
 
-use capsule_core::capsule::{self, MAX_HEADER};
+use capsule_core::capsule::{self, MAX_HEADER, types};
 use capsule_core::protocols::{self, tcp};
 use capsule_core::tunnel::{End, Finish, Malformed, Step, StreamTunnel as _};
 use pyo3::exceptions::PyValueError;
@@ -12,6 +12,21 @@ use crate::codec::{FramingError, varint_of};
 
 fn malformed(fault: Malformed) -> PyErr {
     FramingError::new_err(fault.to_string())
+}
+
+/// Refuses capsule types that a tunnel cannot work with.
+fn check_types(data: u64, final_data: u64) -> PyResult<()> {
+    for (name, kind) in [("data", data), ("final_data", final_data)] {
+        if kind == types::DATAGRAM || types::is_grease(kind) {
+            return Err(PyValueError::new_err(format!(
+                "{name} must be neither 0 (DATAGRAM) nor a reserved type, 0x29 * N + 0x17"
+            )));
+        }
+    }
+    if data == final_data {
+        return Err(PyValueError::new_err("data and final_data must differ"));
+    }
+    Ok(())
 }
 
 /// One end of a connect-tcp tunnel.
@@ -44,7 +59,11 @@ impl ConnectTcp {
         final_data: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let (data, final_data) = match (data, final_data) {
-            (Some(data), Some(last)) => (varint_of(data, "data")?, varint_of(last, "final_data")?),
+            (Some(data), Some(last)) => {
+                let (data, last) = (varint_of(data, "data")?, varint_of(last, "final_data")?);
+                check_types(data, last)?;
+                (data, last)
+            }
             (None, None) => protocols::by_name("connect-tcp")
                 .and_then(|row| row.profiles.iter().find(|profile| profile.token == token))
                 .map(|profile| (profile.data, profile.final_data))
@@ -62,21 +81,25 @@ impl ConnectTcp {
         })
     }
 
-    /// Takes bytes of the data stream and returns the payload among them; FramingError if they break the rules.
+    /// Takes bytes of the data stream and returns the payload among them; FramingError if they break the rules, but
+    /// payload before the fault is returned first, and the next call raises.
     fn receive<'py>(&mut self, py: Python<'py>, data: Bytes<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let mut rest = data.as_slice();
         let mut payload = Vec::new();
         loop {
-            match self.machine.inbound(rest).map_err(malformed)? {
-                Step::Skip(count) => rest = &rest[count..],
-                Step::Payload(count) => {
+            match self.machine.inbound(rest) {
+                // The machine repeats its fault. What was sent before it was sent well, however the stream is split.
+                Err(_) if !payload.is_empty() => return Ok(PyBytes::new(py, &payload)),
+                Err(fault) => return Err(malformed(fault)),
+                Ok(Step::Skip(count)) => rest = &rest[count..],
+                Ok(Step::Payload(count)) => {
                     let taken = usize::try_from(count).map_or(rest.len(), |n| n.min(rest.len()));
                     payload.extend_from_slice(&rest[..taken]);
                     self.machine.advance(taken as u64);
                     rest = &rest[taken..];
                 }
-                Step::Finish => self.finished = true,
-                Step::Idle => return Ok(PyBytes::new(py, &payload)),
+                Ok(Step::Finish) => self.finished = true,
+                Ok(Step::Idle) => return Ok(PyBytes::new(py, &payload)),
             }
         }
     }

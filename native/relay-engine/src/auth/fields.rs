@@ -9,6 +9,9 @@ use capsule_core::fields::Fields;
 /// Longer values are no credentials of ours.
 const MAX_LENGTH: usize = 4096;
 
+/// The longest `name:password` (RFC 7617 §2: user-pass), in bytes, whose Basic credentials are looked at.
+pub const MAX_USER_PASS: usize = (MAX_LENGTH - "Basic ".len()) / 4 * 3;
+
 /// Credentials looked at in one request.
 const MAX_PRESENTED: usize = 4;
 
@@ -122,6 +125,16 @@ mod tests {
         ] {
             assert_eq!(parse(value), None, "{value:?}");
         }
+    }
+
+    #[test]
+    fn the_longest_name_and_password() {
+        let value = |length| {
+            let user_pass = format!("alice:{}", "x".repeat(length - "alice:".len()));
+            format!("Basic {}", BASE64.encode(user_pass))
+        };
+        assert!(parse(value(MAX_USER_PASS).as_bytes()).is_some());
+        assert_eq!(parse(value(MAX_USER_PASS + 1).as_bytes()), None);
     }
 
     #[test]

@@ -14,7 +14,8 @@ use ring::rand::SystemRandom;
 use subtle::ConstantTimeEq as _;
 
 pub use certificate::principal_of_certificate;
-pub use secret::{HashError, hash_password, hash_token};
+pub use fields::MAX_USER_PASS;
+pub use secret::{HashError, hash_password, hash_token, is_argon2id};
 
 use crate::config;
 use fields::{Presented, presented};

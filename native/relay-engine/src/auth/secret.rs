@@ -98,8 +98,9 @@ pub(crate) fn fits(password: &[u8], phc: &str) -> Option<bool> {
     Some(computed.is_ok_and(|output| output == stored.output))
 }
 
-/// Whether a string is one that [`fits`] understands.
-pub(crate) fn is_argon2id(phc: &str) -> bool {
+/// Whether a string is an argon2id hash, in PHC format, that passwords can be verified with.
+#[must_use]
+pub fn is_argon2id(phc: &str) -> bool {
     parse(phc).is_some()
 }
 
@@ -169,6 +170,7 @@ mod tests {
             "$argon2id$",
             "$argon2id$v=19$m=4294967295,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2g",
             "$argon2i$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2g",
+            "$argon2id$v=19$m=0,t=0,p=0$c2FsdHNhbHQ$aGFzaGhhc2g",
         ] {
             assert!(!is_argon2id(text), "{text}");
             assert_eq!(fits(b"", text), Some(false));

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -48,13 +49,49 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(chain)
 }
 
+/// A chain that can be shown: its first certificate is one.
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let chain = certificates(path)?;
+    if let Some(first) = chain.first() {
+        ParsedCertificate::try_from(first)
+            .map_err(|error| format!("{}: not a usable certificate: {error}", path.display()))?;
+    }
+    Ok(chain)
+}
+
+/// A key that can be signed with.
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| {
+    let unusable = |error: &dyn std::fmt::Display| {
         format!(
             "{}: holds no usable PEM private key (PKCS#8, PKCS#1 or SEC1): {error}",
             path.display()
         )
-    })
+    };
+    let key = PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| unusable(&error))?;
+    provider()
+        .key_provider
+        .load_private_key(key.clone_key())
+        .map_err(|error| unusable(&error))?;
+    Ok(key)
+}
+
+/// What judges the certificates of clients by the roots in a file.
+fn client_verifier(path: &Path, required: bool) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(path)? {
+        roots
+            .add(root)
+            .map_err(|error| format!("{}: not a usable root: {error}", path.display()))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    let verifier = if required {
+        verifier
+    } else {
+        verifier.allow_unauthenticated()
+    };
+    verifier
+        .build()
+        .map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Builds one server configuration; faults name the file.
@@ -65,7 +102,7 @@ fn server_config(
     client_auth_required: bool,
     versions: &[&'static rustls::SupportedProtocolVersion],
 ) -> Result<rustls::ServerConfig, String> {
-    let chain = certificates(certificate)?;
+    let chain = chain(certificate)?;
     let key_der = private_key(key)?;
     let builder = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)
@@ -73,22 +110,7 @@ fn server_config(
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for root in certificates(path)? {
-                roots
-                    .add(root)
-                    .map_err(|error| format!("{}: not a usable root: {error}", path.display()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-            let verifier = if client_auth_required {
-                verifier
-            } else {
-                verifier.allow_unauthenticated()
-            };
-            let verifier = verifier
-                .build()
-                .map_err(|error| format!("{}: {error}", path.display()))?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(client_verifier(path, client_auth_required)?)
         }
     };
     let mut config = builder
@@ -144,20 +166,25 @@ impl ListenerTls {
     }
 }
 
-/// Checks that the files can be served from: readable, PEM, and a key that belongs to the certificate.
-pub fn check(
-    certificate: &Path,
-    private_key: &Path,
-    client_ca: Option<&Path>,
-) -> Result<(), String> {
-    server_config(
-        certificate,
-        private_key,
-        client_ca,
-        false,
-        &[&rustls::version::TLS13],
-    )
-    .map(|_| ())
+/// Checks that a file holds a certificate chain that can be shown.
+pub fn check_certificate(path: &Path) -> Result<(), String> {
+    chain(path).map(|_| ())
+}
+
+/// Checks that a file holds a key that can be signed with.
+pub fn check_private_key(path: &Path) -> Result<(), String> {
+    private_key(path).map(|_| ())
+}
+
+/// Checks that a file holds roots that certificates of clients can be judged by.
+pub fn check_client_ca(path: &Path) -> Result<(), String> {
+    client_verifier(path, false).map(|_| ())
+}
+
+/// Checks that TLS can be served from these files: each is sound, and the key belongs to the certificate.
+pub fn check(certificate: &Path, private_key: &Path) -> Result<(), String> {
+    let versions = &[&rustls::version::TLS13];
+    server_config(certificate, private_key, None, false, versions).map(|_| ())
 }
 
 /// A certificate for trying things out.
@@ -199,22 +226,35 @@ mod tests {
         let key = write(&directory, "one.key", &one.private_key);
         let other = write(&directory, "two.key", &two.private_key);
         let empty = write(&directory, "empty.pem", "");
-        assert_eq!(check(&certificate, &key, None), Ok(()));
+        let pem = |label| format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+        let no_certificate = write(&directory, "no.pem", &pem("CERTIFICATE"));
+        let no_key = write(&directory, "no.key", &pem("PRIVATE KEY"));
+        assert_eq!(check(&certificate, &key), Ok(()));
         assert!(
-            check(&certificate, &other, None)
+            check(&certificate, &other)
                 .unwrap_err()
                 .contains("two.key does not belong")
         );
-        assert!(check(&empty, &key, None).unwrap_err().contains("empty.pem"));
-        assert!(
-            check(&certificate, &empty, None)
-                .unwrap_err()
-                .contains("empty.pem")
-        );
-        assert!(
-            check(&directory.join("none"), &key, None)
-                .unwrap_err()
-                .contains("none")
+        for (check, sound, faulty) in [
+            (
+                check_certificate as fn(&Path) -> _,
+                &certificate,
+                &no_certificate,
+            ),
+            (check_private_key, &key, &no_key),
+            (check_client_ca, &certificate, &no_certificate),
+        ] {
+            assert_eq!(check(sound), Ok(()));
+            for path in [faulty, &empty, &directory.join("none")] {
+                let error = check(path).unwrap_err();
+                assert!(error.starts_with(&path.display().to_string()), "{error}");
+            }
+        }
+        // Whichever file is at fault is the one that is named.
+        assert_eq!(check(&certificate, &no_key), check_private_key(&no_key));
+        assert_eq!(
+            check(&no_certificate, &key),
+            check_certificate(&no_certificate)
         );
         fs::remove_dir_all(&directory).unwrap();
     }
