@@ -13,6 +13,7 @@ use capsule_core::request::{self, Challenge, Head, Request};
 use capsule_core::target::{Host, Target};
 use futures_util::future::{Either, select};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::access_log::{self, AccessLog, Record};
@@ -24,7 +25,7 @@ use crate::policy;
 use crate::pool;
 use crate::pump::{self, Bounds, Ended};
 use crate::state::{Generation, Phase};
-use crate::transport::{Exchange, Gone, Peer, Refusal, RequestHead};
+use crate::transport::{Exchange, Gone, Peer, RecvHalf, Refusal, RequestHead, SendHalf};
 use crate::worker::Worker;
 
 /// How the relay calls itself in `Proxy-Status`.
@@ -55,9 +56,9 @@ impl From<Reject> for Refused {
     }
 }
 
-/// What the access log says of a request.
-struct Entry<'a> {
-    request: &'a Request,
+/// A request on its way, and what the access log says of it.
+struct Entry {
+    request: Request,
     http: &'static str,
     client: SocketAddr,
     principal: Option<Arc<str>>,
@@ -66,7 +67,13 @@ struct Entry<'a> {
     setup: Duration,
 }
 
-impl Entry<'_> {
+impl Entry {
+    /// The client went away before it was answered.
+    fn left(&self, worker: &Worker) {
+        let log = worker.shared.log.load();
+        self.write(&log, 0, None, "client gone before the answer", (0, 0));
+    }
+
     fn write(
         &self,
         log: &AccessLog,
@@ -99,12 +106,32 @@ impl Entry<'_> {
 }
 
 /// Handles one request to its end. Returns when the tunnel is over or the refusal is sent.
-pub async fn handle<E: Exchange>(
+pub async fn handle<E: Exchange>(worker: &Rc<Worker>, peer: &Peer, head: RequestHead, exchange: E) {
+    // What opening a tunnel takes is given back before the tunnel begins: that may live for days.
+    let opened = Box::pin(open(worker, peer, head, exchange)).await;
+    if let Some(opened) = opened {
+        Box::pin(carry(worker, opened)).await;
+    }
+}
+
+/// A tunnel that the client was told of.
+struct Opened<R, S> {
+    entry: Entry,
+    status: u16,
+    recv: R,
+    send: S,
+    target: TcpStream,
+    slot: crate::state::TunnelSlot,
+    bounds: Bounds,
+}
+
+/// From the head of a request to an open tunnel; `None`: it was refused, or the client left.
+async fn open<E: Exchange>(
     worker: &Rc<Worker>,
     peer: &Peer,
     head: RequestHead,
     mut exchange: E,
-) {
+) -> Option<Opened<E::Recv, E::Send>> {
     let began = Instant::now();
     let generation = worker.shared.generation.load_full();
     let metrics = worker.metrics();
@@ -126,11 +153,12 @@ pub async fn handle<E: Exchange>(
         Ok(request) => request,
         Err(reject) => {
             metrics.requests_refused.add(1);
-            return refuse(&generation, exchange, refusal(&reject, None, &[])).await;
+            refuse(&generation, exchange, refusal(&reject, None, &[])).await;
+            return None;
         }
     };
     let mut entry = Entry {
-        request: &request,
+        request,
         http: head.http().name(),
         client: peer.address,
         principal: peer.principal.clone(),
@@ -138,36 +166,22 @@ pub async fn handle<E: Exchange>(
         began,
         setup: Duration::ZERO,
     };
-    let admitted = admit(
-        worker,
-        &generation,
-        peer,
-        &head,
-        &request,
-        &mut exchange,
-        &mut entry,
-    )
-    .await;
+    let admitted = admit(worker, &generation, peer, &head, &mut exchange, &mut entry).await;
     let (dialled, slot) = match admitted {
         Ok(Some(admitted)) => admitted,
         // The client went away: nobody is left to answer.
         Ok(None) => {
             entry.setup = began.elapsed();
-            return entry.write(
-                &worker.shared.log.load(),
-                0,
-                None,
-                "client gone before the answer",
-                (0, 0),
-            );
+            entry.left(worker);
+            return None;
         }
         Err(mut refused) => {
             metrics.requests_refused.add(1);
             entry.setup = began.elapsed();
             //= rfc9931 §8 close-after-refused-connect
-            refused.reject.close |= request.close_on_reject;
+            refused.reject.close |= entry.request.close_on_reject;
             let challenges = match refused.reject.status {
-                401 | 407 => challenge(request.auth_kind, &generation.realm),
+                401 | 407 => challenge(entry.request.auth_kind, &generation.realm),
                 _ => Vec::new(),
             };
             let answer = refusal(&refused.reject, refused.rcode.as_deref(), &challenges);
@@ -179,7 +193,8 @@ pub async fn handle<E: Exchange>(
                 ..
             } = refused.reject;
             entry.write(&worker.shared.log.load(), status, error, detail, (0, 0));
-            return refuse(&generation, exchange, answer).await;
+            refuse(&generation, exchange, answer).await;
+            return None;
         }
     };
     entry.next_hop = Some(dialled.peer);
@@ -202,13 +217,14 @@ pub async fn handle<E: Exchange>(
     //= rfc9297 §3.4 field-statuses
     //= connect-tcp §3.1 h1-success-capsule-protocol
     //= connect-tcp §3.2 capsule-protocol-field
-    if request.protocol.capsule_protocol {
+    if entry.request.protocol.capsule_protocol {
         answer.push((
             HeaderName::from_static(capsule_protocol::NAME),
             HeaderValue::from_static(capsule_protocol::TRUE),
         ));
     }
-    let status = if head.version <= request::Version::H1_1 && request.token.is_some() {
+    let token = entry.request.token.as_deref();
+    let status = if head.version <= request::Version::H1_1 && token.is_some() {
         101
     } else {
         //= rfc9110 §6.6.1 date
@@ -218,38 +234,44 @@ pub async fn handle<E: Exchange>(
     //= connect-tcp §4.1 buffer-optimistic
     //= rfc9297 §3.2 only-after-success
     //= rfc9297 §3.2 no-204-205-206
-    let accepting = exchange.accept(answer, request.token.as_deref());
+    let accepting = exchange.accept(answer, token);
     let accepted = timeout(generation.limits.header_timeout, accepting).await;
     let Ok(Ok((recv, send))) = accepted else {
-        return entry.write(
-            &worker.shared.log.load(),
-            0,
-            None,
-            "client gone before the answer",
-            (0, 0),
-        );
+        entry.left(worker);
+        return None;
     };
-    drop(head);
+    Some(Opened {
+        entry,
+        status,
+        recv,
+        send,
+        target: dialled.stream,
+        slot,
+        bounds: Bounds {
+            idle: generation.limits.idle_timeout,
+            buffer: generation.limits.buffer_per_tunnel,
+        },
+    })
+}
+
+/// Moves the tunnel's bytes until it ends. Keeps nothing of a configuration that a reload may replace.
+async fn carry<R: RecvHalf, S: SendHalf>(worker: &Rc<Worker>, opened: Opened<R, S>) {
+    let Opened {
+        entry,
+        status,
+        recv,
+        send,
+        target,
+        slot,
+        bounds,
+    } = opened;
+    let metrics = worker.metrics();
     metrics.tunnels_opened.add(1);
     metrics.tunnels_open.add(1);
     let open = Open(worker);
-    let bounds = Bounds {
-        idle: generation.limits.idle_timeout,
-        buffer: generation.limits.buffer_per_tunnel,
-    };
-    // A tunnel keeps nothing of a configuration that a reload has replaced.
-    drop(generation);
     let stop = worker.reached(Phase::Stopping);
-    let outcome = pump::run(
-        request.tunnel(),
-        recv,
-        send,
-        dialled.stream,
-        bounds,
-        metrics,
-        stop,
-    )
-    .await;
+    let machine = entry.request.tunnel();
+    let outcome = pump::run(machine, recv, send, target, bounds, metrics, stop).await;
     drop((open, slot));
     metrics.unknown_capsules.add(outcome.unknown_capsules);
     if outcome.ended != Ended::Clean {
@@ -285,12 +307,11 @@ async fn admit<E: Exchange>(
     generation: &Arc<Generation>,
     peer: &Peer,
     head: &RequestHead,
-    request: &Request,
     exchange: &mut E,
-    entry: &mut Entry<'_>,
+    entry: &mut Entry,
 ) -> Result<Option<(Dialled, crate::state::TunnelSlot)>, Refused> {
-    entry.principal = authenticate(generation, peer, head, request).await?;
-    let principal = &entry.principal;
+    entry.principal = authenticate(generation, peer, head, &entry.request).await?;
+    let (request, principal) = (&entry.request, &entry.principal);
     let target = request.target.as_ref().map_err(Clone::clone)?;
     if *worker.shared.phase.borrow() != Phase::Running {
         return Err(overload("the relay is stopping").into());

@@ -252,18 +252,19 @@ async fn connection(
         };
         return match version {
             Ok(Some(Http::H2)) => {
-                h2::serve(worker, peer, Prefixed::new(read, wire), until).await;
+                Box::pin(h2::serve(worker, peer, Prefixed::new(read, wire), until)).await;
             }
             // Whoever is too slow gets the answer that says so.
             Ok(Some(_)) | Err(_) if http.contains(&Http::H1) => {
                 let connection = h1::Connection::new(wire, read);
-                h1::exchange::serve(worker, &peer, connection, until).await;
+                Box::pin(h1::exchange::serve(worker, &peer, connection, until)).await;
             }
             _ => {}
         };
     };
     let acceptor = TlsAcceptor::from(tls);
-    let Ok(Ok(stream)) = timeout_at(until, acceptor.accept(ReadAhead::new(wire))).await else {
+    let Ok(Ok(stream)) = timeout_at(until, Box::pin(acceptor.accept(ReadAhead::new(wire)))).await
+    else {
         return;
     };
     let (_, session) = stream.get_ref();
@@ -275,10 +276,10 @@ async fn connection(
     let is_h2 = session.alpn_protocol() == Some(b"h2");
     let stream = tokio_rustls::TlsStream::from(stream);
     if is_h2 {
-        h2::serve(worker, peer, stream, until).await;
+        Box::pin(h2::serve(worker, peer, stream, until)).await;
     } else if http.contains(&Http::H1) {
         let connection = h1::Connection::new(stream, BytesMut::new());
-        h1::exchange::serve(worker, &peer, connection, until).await;
+        Box::pin(h1::exchange::serve(worker, &peer, connection, until)).await;
     }
 }
 

@@ -1,13 +1,14 @@
 //! The pump through user space: `Bytes` from the client go to the target as they are, target bytes are read behind headroom so
 //! that header and payload leave as one chunk.
 
-use std::io::{ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Ended, Tunnel, Turn};
@@ -83,12 +84,7 @@ pub(super) async fn write(tunnel: &Tunnel<'_>, payload: &mut Vec<Bytes>) -> Resu
     let tcp = tunnel.tcp();
     let mut first = 0;
     while first < payload.len() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let count = payload[first..].len().min(SLICES);
-        for (slice, bytes) in slices.iter_mut().zip(&payload[first..]) {
-            *slice = IoSlice::new(bytes);
-        }
-        match tcp.try_write_vectored(&slices[..count]) {
+        match try_write(tcp, &payload[first..]) {
             Ok(mut written) => {
                 tunnel.moved_up(written);
                 while written > 0 {
@@ -108,6 +104,16 @@ pub(super) async fn write(tunnel: &Tunnel<'_>, payload: &mut Vec<Bytes>) -> Resu
     }
     payload.clear();
     Ok(())
+}
+
+/// Writes what the socket takes at once. Apart, because its slices have no place in the memory of a tunnel that waits.
+fn try_write(tcp: &TcpStream, payload: &[Bytes]) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    let count = payload.len().min(SLICES);
+    for (slice, bytes) in slices.iter_mut().zip(payload) {
+        *slice = IoSlice::new(bytes);
+    }
+    tcp.try_write_vectored(&slices[..count])
 }
 
 /// Target to client until the target sends FIN.

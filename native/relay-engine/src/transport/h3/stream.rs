@@ -162,6 +162,18 @@ impl H3Recv {
         }
     }
 
+    /// Takes what else has arrived. An end or an error shows again at the next read. Apart, because the batch has no place in
+    /// the memory of a tunnel that waits.
+    fn at_hand(&mut self, chunks: &mut Vec<Bytes>) -> Result<(), Lost> {
+        let mut batch = [const { Bytes::new() }; BATCH];
+        if let Some(Ok(Some(count))) = self.stream.read_chunks(&mut batch).now_or_never() {
+            for received in batch.into_iter().take(count) {
+                self.decode(received, chunks)?;
+            }
+        }
+        Ok(())
+    }
+
     fn violated(&self, fault: code::Fault) -> Lost {
         match fault {
             code::Fault::Connection(code) => {
@@ -182,9 +194,8 @@ impl RecvHalf for H3Recv {
             self.decode(early, chunks)?;
         }
         while chunks.is_empty() {
-            let mut batch = [const { Bytes::new() }; BATCH];
             let read = {
-                let reading = std::pin::pin!(self.stream.read_chunks(&mut batch));
+                let reading = std::pin::pin!(self.stream.read_chunk(usize::MAX, true));
                 let condemned = std::pin::pin!(self.verdict.condemned());
                 match select(reading, condemned).await {
                     Either::Left((read, _)) => read,
@@ -192,10 +203,9 @@ impl RecvHalf for H3Recv {
                 }
             };
             match read {
-                Ok(Some(count)) => {
-                    for received in batch.into_iter().take(count) {
-                        self.decode(received, chunks)?;
-                    }
+                Ok(Some(chunk)) => {
+                    self.decode(chunk.bytes, chunks)?;
+                    self.at_hand(chunks)?;
                 }
                 Ok(None) => {
                     return match self.decoder.end() {
