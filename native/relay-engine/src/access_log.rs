@@ -1,14 +1,17 @@
 //! The access log: JSON lines, written by a thread of its own so that no worker ever waits for a disk or a pipe.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::config::Log;
@@ -76,10 +79,7 @@ impl AccessLog {
         let output: Box<dyn Write + Send> = match config.access.as_str() {
             "" => return Ok((Self { lines: None, lost }, None)),
             "-" => Box::new(io::stdout()),
-            path => {
-                let file = OpenOptions::new().append(true).create(true).open(path);
-                Box::new(file.map_err(|error| format!("log.access: {path}: {error}"))?)
-            }
+            path => Box::new(open(path).map_err(|error| format!("log.access: {path}: {error}"))?),
         };
         let (sender, receiver) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
@@ -111,6 +111,23 @@ impl AccessLog {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Opens a file for appending. A pipe that nobody reads is a fault, not a reason to wait.
+fn open(path: &str) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(number) if number == Errno::NXIO.raw_os_error() => {
+                io::Error::other("is a pipe that nobody reads: start its reader first")
+            }
+            _ => error,
+        })?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 fn write(lines: &Receiver<Option<String>>, mut output: BufWriter<Box<dyn Write + Send>>) {

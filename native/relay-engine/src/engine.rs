@@ -94,10 +94,13 @@ impl Engine {
         }
         .min(256);
         let lost = Arc::new(AtomicU64::new(0));
-        let (log, writer) =
-            AccessLog::open(&config.log, lost.clone()).map_err(|fault| StartError(vec![fault]))?;
-        let generation = Generation::compile(&config, 0).map_err(StartError)?;
         let mut faults = Vec::new();
+        let log = AccessLog::open(&config.log, lost.clone())
+            .map_err(|fault| faults.push(fault))
+            .ok();
+        let generation = Generation::compile(&config, 0)
+            .map_err(|more| faults.extend(more))
+            .ok();
         let mut sockets = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
             match Sockets::bind(listener, workers) {
@@ -105,9 +108,9 @@ impl Engine {
                 Err(error) => faults.push(bind_fault(index, listener, &error)),
             }
         }
-        if !faults.is_empty() {
+        let (Some((log, writer)), Some(generation), []) = (log, generation, &faults[..]) else {
             return Err(StartError(faults));
-        }
+        };
         let bound = sockets
             .iter()
             .zip(&config.listeners)
