@@ -16,11 +16,11 @@ import logging
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 from relay import _native
+from relay._threads import DaemonThreads
 from relay.policy.decision import Decide, Decision, TunnelRequest
 
 _log = logging.getLogger("relay.hook")
@@ -31,6 +31,10 @@ _SPARE = 16
 _FAILED = 1
 #: Threads for plain functions.
 _THREADS = 32
+#: Seconds that cancelled coroutines get to end.
+_FAREWELL = 1.0
+
+_LATE = (_FAILED, "the policy hook gave no answer in time")
 
 _Question = tuple[int, TunnelRequest, float]
 
@@ -47,7 +51,7 @@ class DecisionBridge:
         self._answers: list[tuple[int, int, str]] = []
         self._workers: set[asyncio.Task[None]] = set()
         self._spare: list[asyncio.Future[None]] = []
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: DaemonThreads | None = None
         self._failed: set[str] = set()
         self._lock = threading.Lock()
         self._errors = 0
@@ -79,9 +83,12 @@ class DecisionBridge:
         workers = list(self._workers)
         for worker in workers:
             worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        if workers:
+            _, stuck = await asyncio.wait(workers, timeout=_FAREWELL)
+            if stuck:
+                _log.warning("%d calls of the policy hook do not end when they are cancelled: left behind", len(stuck))
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.close()
 
     def _wake(self) -> None:
         self._loop.call_soon_threadsafe(self._drain)
@@ -96,7 +103,7 @@ class DecisionBridge:
             self._call_worker()
         else:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(_THREADS, "relay-hook")
+                self._pool = DaemonThreads(_THREADS, "relay-hook")
             for question in questions:
                 self._pool.submit(self._run_plain, self._hook, question)
 
@@ -104,14 +111,26 @@ class DecisionBridge:
 
     def _run_plain(self, hook: Decide, question: _Question) -> None:
         number, request, deadline = question
-        if self._loop.time() > deadline:
-            self.native.answer(number, _FAILED, "the policy hook gave no answer in time")
-            return
         try:
-            status, reason = self._judge(hook(request))
+            status, reason = self._call_plain(hook, request, deadline)
         except BaseException as error:
             status, reason = self._failure(error)
         self.native.answer(number, status, reason)
+
+    def _call_plain(self, hook: Decide, request: TunnelRequest, deadline: float) -> tuple[int, str]:
+        if self._loop.time() > deadline:
+            return _LATE
+        decision = hook(request)
+        if not inspect.isawaitable(decision):
+            return self._judge(decision)
+        # A plain function around a coroutine function: a wrapper, or one that hands over.
+        awaited = asyncio.run_coroutine_threadsafe(_awaited(decision), self._loop)
+        try:
+            return self._judge(awaited.result(max(0.0, deadline - self._loop.time())))
+        except TimeoutError:
+            if awaited.cancel():
+                return _LATE
+            raise
 
     # Coroutine functions: workers.
 
@@ -140,7 +159,8 @@ class DecisionBridge:
                     raise
                 self._answers.append((number, status, reason))
             self._flush()
-            if len(self._spare) >= _SPARE:
+            # A hook may have swallowed the cancellation: there is no second one.
+            if self._closed or len(self._spare) >= _SPARE:
                 return
             rest = self._loop.create_future()
             self._spare.append(rest)
@@ -154,7 +174,7 @@ class DecisionBridge:
     async def _ask(self, request: TunnelRequest, deadline: float) -> tuple[int, str]:
         hook = self._hook
         if hook is None or self._loop.time() > deadline:
-            return _FAILED, "the policy hook gave no answer in time"
+            return _LATE
         context = contextvars.copy_context()
         expiry: asyncio.TimerHandle | None = None
         task = asyncio.current_task()
@@ -179,7 +199,7 @@ class DecisionBridge:
             return self._judge(await _drive(coroutine, context, waits))  # type: ignore[arg-type]
         except asyncio.CancelledError:
             if expired:
-                return _FAILED, "the policy hook gave no answer in time"
+                return _LATE
             if task is not None and task.cancelling():
                 raise
             return self._failure(asyncio.CancelledError("the hook cancelled itself"))
@@ -208,6 +228,10 @@ class DecisionBridge:
         if first:
             _log.error("the policy hook failed (said once for %s): %s", kind, error, exc_info=error)
         return _FAILED, "the policy hook failed"
+
+
+async def _awaited(decision: Awaitable[object]) -> object:
+    return await decision
 
 
 @types.coroutine

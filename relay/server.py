@@ -17,6 +17,9 @@ from relay.policy import Decide, load_hook
 
 _log = logging.getLogger("relay")
 
+#: A hundred years, in seconds.
+_FOR_EVER = 3.2e9
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -45,6 +48,8 @@ class Relay:
     """
 
     def __init__(self, config: Config, *, decide: Decide | None = None) -> None:
+        if decide is not None and not callable(decide):
+            raise TypeError(f"decide must be a function, not {type(decide).__name__}")
         self._config = config
         self._decide = decide
         self._engine: _native.Engine | None = None
@@ -92,7 +97,8 @@ class Relay:
                 # The thread goes on: what it started must not stay.
                 starting.add_done_callback(_close_late)
             await bridge.close()
-            self._ended.set()
+            # It may be tried again, e.g. when a port is free.
+            self._ended = None
             if isinstance(error, StartError):
                 raise _located(self._config, error) from None
             raise
@@ -115,6 +121,8 @@ class Relay:
         async with self._reloading:
             engine = self._running()
             assert self._bridge is not None
+            if self._ended is None or self._ended.is_set():
+                raise RelayError("the relay has ended")
             fresh = config if config is not None else await asyncio.to_thread(self._config.reread)
             decide = self._hook_of(fresh)
             document = self._document_of(fresh)
@@ -127,9 +135,14 @@ class Relay:
         _log.info("reloaded")
 
     async def drain(self, grace: float | None = None) -> None:
-        """Stops accepting, lets tunnels end for ``grace`` seconds (else ``limits.drain_timeout``), then ends."""
+        """Stops accepting, lets tunnels end for ``grace`` seconds (else ``limits.drain_timeout``), then ends.
+
+        ValueError for a grace that is negative or no number; ``math.inf`` waits for the last tunnel.
+        """
         engine = self._running()
-        seconds = seconds_of(self._config.limits.drain_timeout) if grace is None else grace
+        seconds = seconds_of(self._config.limits.drain_timeout) if grace is None else min(float(grace), _FOR_EVER)
+        if not seconds >= 0:
+            raise ValueError(f"grace must not be negative: {grace}")
         _log.info("draining for up to %g s", seconds)
         await asyncio.to_thread(engine.drain, seconds)
         await self.close()

@@ -1,5 +1,6 @@
 """The command ``relay``. Exit codes: 0 fine, 1 failed while running, 2 bad usage or configuration."""
 
+import os
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -51,6 +52,7 @@ def _fail(lines: Iterable[str], code: int) -> NoReturn:
 
 def main() -> None:
     """Runs the command line of this process."""
+    _open_standard_files()
     try:
         cli(prog_name="relay")
     except (ConfigError, StartError) as error:
@@ -59,3 +61,14 @@ def main() -> None:
         _fail([str(error)], 1)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        _fail([f"{error.filename or 'output'}: {error.strerror or error}"], 1)
+
+
+def _open_standard_files() -> None:
+    """Where one is closed, a socket or a log would get its number, and what is meant for one end up in the other."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

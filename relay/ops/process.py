@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -31,6 +33,17 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
+#: Seconds that what is left of a relay that has ended may take to end too.
+_LAST = 5.0
+
+
+def _end_soon() -> None:
+    """Ends the process in a moment if it does not end by itself: nobody can be told any more what still holds it up."""
+    watch = threading.Timer(_LAST, os._exit, (0,))
+    watch.daemon = True
+    watch.start()
+
+
 class Process:
     """One relay, told what to do by signals."""
 
@@ -56,7 +69,9 @@ class Process:
                 if self._tasks:
                     await asyncio.wait(self._tasks)
         finally:
-            # On its way out the process has nothing left to be told.
+            # On its way out the process has nothing left to be told, and waits for no hook that does not end.
+            if self._told_to_end:
+                _end_soon()
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
@@ -69,11 +84,14 @@ class Process:
     def _end(self) -> None:
         self._told_to_end += 1
         if not self._started:
+            if self._told_to_end > 1:
+                _end_soon()
             return
         if self._told_to_end == 1:
             self._spawn(self._relay.drain())
         else:
             _log.info("told again: closing at once")
+            _end_soon()
             self._spawn(self._relay.close())
 
     def _reload(self) -> None:
@@ -87,6 +105,9 @@ class Process:
         except (ConfigError, StartError) as error:
             for line in error.errors:
                 _log.error("not reloaded: %s", line)
+            return
+        except Exception as error:
+            _log.error("not reloaded: %s: %s", type(error).__name__, error)
             return
         configure_logging(config.log.level)
         for line in config.warnings():

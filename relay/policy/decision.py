@@ -34,8 +34,10 @@ class Decision:
 
     def __post_init__(self) -> None:
         # What comes out of a hook must be sendable: a fault shows here, in the hook, and nowhere later.
-        if not self.allowed and not 400 <= self.status <= 599:
-            raise ValueError("status must be from 400 to 599")
+        if not self.allowed and not (isinstance(self.status, int) and 400 <= self.status <= 599):
+            raise ValueError(f"status must be a whole number from 400 to 599, not {self.status!r}")
+        if not isinstance(self.reason, str):
+            raise ValueError(f"reason must be a string, not {self.reason!r}")
         self.reason.encode("utf-8")
 
     @classmethod

@@ -11,14 +11,17 @@ from relay.policy.decision import Decide
 def load_hook(name: str) -> Decide:
     """Imports ``package.module:function``, from the working directory too. ValueError tells what was expected."""
     module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    try:
+        here = str(Path.cwd())
+        if here not in sys.path and "" not in sys.path:
+            sys.path.append(here)
+    except OSError:
+        pass  # Whoever removed the working directory has no module in it.
     try:
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"expected a module that can be imported: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{module_name} fails to import: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import signal
 import socket
@@ -20,10 +21,10 @@ from peers.h1 import H1Session
 from peers.h2 import H2Session, H2Tunnel
 from peers.h3 import H3Session, H3Tunnel
 from peers.matrix import STREAMED, connect, success
-from peers.model import CLEAN, TOKEN, Request, tunnel_request
+from peers.model import CLEAN, TOKEN, Endpoint, Request, tunnel_request
 from peers.pki import Authority
 from peers.process import RelayProcess, StartRelay, merged, token_line, toml, until
-from peers.target import Target, echo
+from peers.target import Target, echo, unused_port
 from peers.wire import TcpWire, TlsWire
 
 TCP = "connect-tcp-12"
@@ -277,6 +278,95 @@ async def test_sighup_with_a_bad_file_keeps_the_old_one_and_says_why(
         new, flow = await open_flow(relay, "h3", target)
         await new.close()
     relay.stop()
+
+
+BLOCKS = """
+import time
+def decide(request):
+    time.sleep(600)
+"""
+STUBBORN = """
+import asyncio
+async def decide(request):
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("hook", [BLOCKS, STUBBORN])
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_hook_that_does_not_end_holds_up_no_end(
+    configuration: dict[str, Any], tmp_path: Path, hook: str, times: int
+) -> None:
+    (tmp_path / "endless.py").write_text(hook)
+    changes = {"policy": {"hook": "endless:decide", "hook_timeout": "200ms"}, "limits": {"drain_timeout": "500ms"}}
+    relay = RelayProcess(tmp_path, merged(configuration, changes)).ready()
+    async with await connect(relay, "h1") as session:
+        assert (await session.ask(tunnel_request("connect", "127.0.0.1", 9))).status == 503
+    for number in range(times):
+        relay.signal(signal.SIGTERM)
+        assert await until(lambda: "draining" in relay.stderr())
+        del number
+    assert await exit_code(relay, 12) == 0
+    relay.kill()
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+async def test_closed_standard_files(configuration: dict[str, Any], tmp_path: Path, closed: tuple[int, ...]) -> None:
+    file = tmp_path / "relay.toml"
+    port = unused_port()
+    listener = {"address": f"127.0.0.1:{port}", "http": ["h1"]}
+    file.write_text(toml({**configuration, "listeners": [listener], "log": {"access": "-"}}))
+    shell = " ".join(f"{number}<&-" for number in closed)
+    command = ["sh", "-c", f'exec "$0" -m relay serve -c "$1" {shell}', sys.executable, str(file)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL)  # noqa: ASYNC220
+    try:
+        endpoint = Endpoint("127.0.0.1", port)
+
+        async def answers() -> bool:
+            try:
+                async with await H1Session.connect(endpoint) as session:
+                    return (await session.ask(tunnel_request("connect", "127.0.0.1", 25))).status == 403
+            except OSError:
+                return False
+
+        for _ in range(200):
+            if await answers():
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise AssertionError("does not serve")
+        process.send_signal(signal.SIGTERM)
+        assert await until(lambda: process.poll() is not None, 10)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_log_that_nobody_reads_is_told_with_the_other_faults(tmp_path: Path, configuration: dict[str, Any]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        listener = {"address": address, "http": ["h1"]}
+        done = serve(tmp_path, toml({**configuration, "listeners": [listener], "log": {"access": "pipe"}}))
+    assert done.returncode == 2
+    assert "pipe: is a pipe that nobody reads" in done.stderr
+    assert address in done.stderr
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, configuration: dict[str, Any]) -> None:
+    (tmp_path / "relay.toml").write_text(toml(configuration))
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "relay", "check", "-c", "relay.toml"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "No space left" in done.stderr
 
 
 def serve(folder: Path, text: str, *arguments: str, timeout: float = 20) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import math
 import socket
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from unit.tunnels import connect, deny_all_slowly, echo, make_config, run, status
 
 from relay import Config, ConfigError, Relay, RelayError, StartError
+from relay.config import Listener
 
 
 def test_bytes_go_through_and_are_counted() -> None:
@@ -97,6 +99,40 @@ def test_a_relay_is_used_once_and_in_order() -> None:
                 await relay.start()
         with pytest.raises(RelayError, match="started before"):
             await relay.start()
+
+    run(main)
+
+
+def test_a_start_that_failed_may_be_tried_again() -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as busy:
+            listener = Listener(address=f"127.0.0.1:{busy.getsockname()[1]}", http=["h1"])
+            config = make_config().model_copy(update={"listeners": [listener]})
+            relay = Relay(config)
+            with pytest.raises(StartError):
+                await relay.start()
+        await relay.start()
+        await relay.close()
+        with pytest.raises(RelayError, match="ended"):
+            await relay.reload(config)
+
+    run(main)
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan")])
+def test_a_grace_that_is_none(grace: float) -> None:
+    async def main() -> None:
+        async with Relay(make_config()) as relay:
+            with pytest.raises(ValueError, match="grace must not be negative"):
+                await relay.drain(grace)
+
+    run(main)
+
+
+def test_an_endless_grace() -> None:
+    async def main() -> None:
+        async with Relay(make_config()) as relay, asyncio.timeout(10):
+            await relay.drain(math.inf)
 
     run(main)
 
