@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig,
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, Runtime, ServerConfig,
     TransportConfig, VarInt,
 };
 use rustls::crypto::SecureRandom;
 
+use super::gather::Gather;
 use super::tls::ListenerTls;
 
 /// Connection IDs: the worker's index, then seven random bytes.
@@ -97,5 +98,7 @@ pub fn endpoint(
     let mut config = EndpointConfig::default();
     let worker = worker as u8;
     config.cid_generator(move || Box::new(WorkerConnectionIds { worker }));
-    quinn::Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = Gather::over(runtime.wrap_udp_socket(socket)?);
+    quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
 }
