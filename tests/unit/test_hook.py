@@ -257,6 +257,26 @@ def test_a_hook_that_is_not_there(hook: str, expected: str) -> None:
     run(main)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import sys\nsys.exit(0)\n", "fails to import: SystemExit"),
+        ("def f(:\n", "fails to import: SyntaxError"),
+        ("def __getattr__(name):\n    raise OSError('no disk')\n", "OSError: no disk"),
+    ],
+)
+def test_a_module_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str) -> None:
+    name = f"failing_module_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match=f"^policy.hook: .*{expected}"):
+            await Relay(make_config(hook=f"{name}:decide")).start()
+
+    run(main)
+
+
 def test_statuses_of_refusals() -> None:
     for wrong in (200, 399, 600):
         with pytest.raises(ValueError, match="400 to 599"):
