@@ -1,14 +1,16 @@
 //! The access log: JSON lines, written by a thread of its own so that no worker ever waits for a disk or a pipe.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use nix::libc;
 use serde::Serialize;
 
 use crate::config::Log;
@@ -77,8 +79,7 @@ impl AccessLog {
             "" => return Ok((Self { lines: None, lost }, None)),
             "-" => Box::new(io::stdout()),
             path => {
-                let file = OpenOptions::new().append(true).create(true).open(path);
-                Box::new(file.map_err(|error| format!("log.access: {path}: {error}"))?)
+                Box::new(append_to(path).map_err(|fault| format!("log.access: {path}: {fault}"))?)
             }
         };
         let (sender, receiver) = sync_channel(QUEUE);
@@ -111,6 +112,24 @@ impl AccessLog {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Opens a file or a pipe to append to. It never waits for a pipe's reader: a relay that waits here cannot be told to end.
+fn append_to(path: &str) -> Result<File, String> {
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ENXIO) => {
+                "nobody reads this pipe: start its reader first (standard output is \"-\")".into()
+            }
+            _ => error.to_string(),
+        })?;
+    // The writing thread may wait, its queue is bounded.
+    rustix::io::ioctl_fionbio(&file, false).map_err(|error| error.to_string())?;
+    Ok(file)
 }
 
 fn write(lines: &Receiver<Option<String>>, mut output: BufWriter<Box<dyn Write + Send>>) {
