@@ -66,10 +66,14 @@ def hooks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def search_path(hooks: Path) -> str:
+    return f"{hooks}:{os.environ.get('PYTHONPATH', '')}"
+
+
 async def hung(launch: StartRelay, hooks: Path, hook: str) -> RelayProcess:
     """A relay whose hook has begun and will never return."""
     relay = launch(
-        {"PYTHONPATH": f"{hooks}:{os.environ.get('PYTHONPATH', '')}"},
+        {"PYTHONPATH": search_path(hooks)},
         workers=1,
         policy={"hook": f"hooks_without_end:{hook}", "hook_timeout": "200ms"},
         limits={"drain_timeout": "1s"},
@@ -113,7 +117,7 @@ def blocked(status: str) -> int:
 
 def test_threads_of_the_engine_leave_signals_to_the_main_thread(launch: StartRelay, hooks: Path) -> None:
     # CPython does not tell a main thread that computes about a signal that another thread got.
-    relay = launch({"PYTHONPATH": f"{hooks}"}, policy={"hook": "hooks_without_end:deaf"})
+    relay = launch({"PYTHONPATH": search_path(hooks)}, policy={"hook": "hooks_without_end:deaf"})
     tasks = Path(f"/proc/{relay.process.pid}/task")
     native = [task for task in tasks.iterdir() if (task / "comm").read_text().startswith("relay-")]
     assert len(native) >= 3
