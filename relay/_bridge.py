@@ -2,7 +2,7 @@
 
 The native side calls ``loop.call_soon_threadsafe`` once for each batch. The batch is then worked off in the loop:
 
-- A plain function runs in a pool of threads.
+- A plain function runs in a thread. If it returns an awaitable, that is awaited in the loop.
 - A coroutine function is driven by a worker task. One worker takes question after question as long as the coroutines
   finish without waiting, so a decision costs no task of its own. The moment one waits, another worker takes over the
   rest of the batch. Each coroutine is in a real task from its first step to its last (time-outs, task groups and the
@@ -17,11 +17,12 @@ import threading
 import types
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
 from typing import Any
 
 from relay import _native
-from relay._threads import DaemonThreads
-from relay.policy.decision import Decide, Decision, TunnelRequest
+from relay._threads import Threads, in_thread, without_signals
+from relay.policy.decision import Decide, Decision, TunnelRequest, check_refusal
 
 _log = logging.getLogger("relay.hook")
 
@@ -31,12 +32,12 @@ _SPARE = 16
 _FAILED = 1
 #: Threads for plain functions.
 _THREADS = 32
-#: Seconds that cancelled coroutines get to end.
+#: How long coroutines may take to end once they are cancelled, in seconds.
 _FAREWELL = 1.0
+_LATE = "the policy hook gave no answer in time"
 
-_LATE = (_FAILED, "the policy hook gave no answer in time")
-
-_Question = tuple[int, TunnelRequest, float]
+#: Number, what begins the coroutine, and the time of the loop when nobody waits for it any more.
+_Question = tuple[int, Callable[[], Any], float]
 
 
 class DecisionBridge:
@@ -51,12 +52,13 @@ class DecisionBridge:
         self._answers: list[tuple[int, int, str]] = []
         self._workers: set[asyncio.Task[None]] = set()
         self._spare: list[asyncio.Future[None]] = []
-        self._pool: DaemonThreads | None = None
+        self._threads = Threads(_THREADS, "relay-hook")
         self._failed: set[str] = set()
         self._lock = threading.Lock()
         self._errors = 0
         self._closed = False
-        self.native = _native.Bridge(self._wake)
+        with without_signals():
+            self.native = _native.Bridge(self._wake)
 
     def use(self, hook: Decide | None, timeout: float) -> None:
         """Asks this hook from now on, and gives it up after so many seconds."""
@@ -77,60 +79,69 @@ class DecisionBridge:
         }
 
     async def close(self) -> None:
-        """Denies what is open and ends workers and threads."""
+        """Denies what is open and ends workers and threads. What does not let itself be ended is left behind."""
         self._closed = True
-        await asyncio.to_thread(self.native.close)
+        await in_thread(self.native.close)
         workers = list(self._workers)
         for worker in workers:
             worker.cancel()
         if workers:
             _, stuck = await asyncio.wait(workers, timeout=_FAREWELL)
             if stuck:
-                _log.warning("%d calls of the policy hook do not end when they are cancelled: left behind", len(stuck))
-        if self._pool is not None:
-            self._pool.close()
+                _log.warning("left behind: calls of the policy hook that ignore being cancelled: %d", len(stuck))
+        if busy := self._threads.close():
+            _log.warning("left behind: calls of the policy hook that still run in threads: %d", busy)
 
     def _wake(self) -> None:
         self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
-        now = self._loop.time()
-        questions = [(entry[0], TunnelRequest(*entry[1:]), now + self._timeout) for entry in self.native.take()]
-        if self._hook is None or self._closed:
-            self.native.answer_all([(number, _FAILED, "no policy hook is set") for number, _, _ in questions])
+        hook, deadline = self._hook, self._loop.time() + self._timeout
+        questions = [(entry[0], TunnelRequest(*entry[1:])) for entry in self.native.take()]
+        if hook is None or self._closed:
+            self.native.answer_all([(number, _FAILED, "no policy hook is set") for number, _ in questions])
         elif self._asynchronous:
-            self._waiting.extend(questions)
+            self._waiting.extend((number, partial(hook, request), deadline) for number, request in questions)
             self._call_worker()
         else:
-            if self._pool is None:
-                self._pool = DaemonThreads(_THREADS, "relay-hook")
-            for question in questions:
-                self._pool.submit(self._run_plain, self._hook, question)
+            for number, request in questions:
+                try:
+                    self._threads.submit(partial(self._run_plain, number, hook, request, deadline))
+                except RuntimeError as error:
+                    self.native.answer(number, *self._failure(error))
 
-    # Plain functions: each in a thread of the pool.
+    # Plain functions: each call in a thread.
 
-    def _run_plain(self, hook: Decide, question: _Question) -> None:
-        number, request, deadline = question
+    def _run_plain(self, number: int, hook: Decide, request: TunnelRequest, deadline: float) -> None:
+        if self._loop.time() > deadline:
+            self.native.answer(number, _FAILED, _LATE)
+            return
         try:
-            status, reason = self._call_plain(hook, request, deadline)
+            decision = hook(request)
+            if inspect.isawaitable(decision):
+                self._loop.call_soon_threadsafe(self._take_over, number, decision, deadline)
+                return
+            status, reason = self._judge(decision)
         except BaseException as error:
             status, reason = self._failure(error)
-        self.native.answer(number, status, reason)
+        self._answer(number, status, reason)
 
-    def _call_plain(self, hook: Decide, request: TunnelRequest, deadline: float) -> tuple[int, str]:
-        if self._loop.time() > deadline:
-            return _LATE
-        decision = hook(request)
-        if not inspect.isawaitable(decision):
-            return self._judge(decision)
-        # A plain function around a coroutine function: a wrapper, or one that hands over.
-        awaited = asyncio.run_coroutine_threadsafe(_awaited(decision), self._loop)
+    def _take_over(self, number: int, awaitable: Awaitable[object], deadline: float) -> None:
+        """Awaits what a plain function returned, in a task of its own."""
+        coroutine = awaitable if inspect.iscoroutine(awaitable) else _await(awaitable)
+        if self._closed or self._loop.time() > deadline:
+            coroutine.close()
+            self.native.answer(number, _FAILED, _LATE)
+            return
+        self._start(self._finish(number, coroutine, deadline))
+
+    async def _finish(self, number: int, coroutine: Coroutine[Any, Any, object], deadline: float) -> None:
         try:
-            return self._judge(awaited.result(max(0.0, deadline - self._loop.time())))
-        except TimeoutError:
-            if awaited.cancel():
-                return _LATE
+            status, reason = await self._ask(number, lambda: coroutine, deadline)
+        except BaseException:
+            self.native.answer(number, _FAILED, "the policy hook was cancelled")
             raise
+        self._answer(number, status, reason)
 
     # Coroutine functions: workers.
 
@@ -140,16 +151,22 @@ class DecisionBridge:
             if not spare.done():
                 spare.set_result(None)
                 return
-        worker = self._loop.create_task(self._work(), name="relay-hook")
+        self._start(self._work())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        worker = self._loop.create_task(work, name="relay-hook")
         self._workers.add(worker)
         worker.add_done_callback(self._workers.discard)
 
     async def _work(self) -> None:
         while not self._closed:
             while self._waiting:
-                number, request, deadline = self._waiting.popleft()
+                number, begin, deadline = self._waiting.popleft()
+                if self._loop.time() > deadline:
+                    self._answers.append((number, _FAILED, _LATE))
+                    continue
                 try:
-                    status, reason = await self._ask(request, deadline)
+                    status, reason = await self._ask(number, begin, deadline)
                 except BaseException:
                     # This worker was cancelled from outside; nothing may wait for it.
                     self._answers.append((number, _FAILED, "the policy hook was cancelled"))
@@ -159,22 +176,30 @@ class DecisionBridge:
                     raise
                 self._answers.append((number, status, reason))
             self._flush()
-            # A hook may have swallowed the cancellation: there is no second one.
-            if self._closed or len(self._spare) >= _SPARE:
+            if len(self._spare) >= _SPARE:
                 return
             rest = self._loop.create_future()
             self._spare.append(rest)
             await rest
 
     def _flush(self) -> None:
-        if self._answers:
-            answers, self._answers = self._answers, []
+        answers, self._answers = self._answers, []
+        if not answers:
+            return
+        try:
             self.native.answer_all(answers)
+        except Exception:
+            # One that cannot be passed on keeps the whole batch back: none was given yet.
+            for answer in answers:
+                self._answer(*answer)
 
-    async def _ask(self, request: TunnelRequest, deadline: float) -> tuple[int, str]:
-        hook = self._hook
-        if hook is None or self._loop.time() > deadline:
-            return _LATE
+    def _answer(self, number: int, status: int, reason: str) -> None:
+        try:
+            self.native.answer(number, status, reason)
+        except Exception as error:
+            self.native.answer(number, *self._failure(error))
+
+    async def _ask(self, number: int, begin: Callable[[], Any], deadline: float) -> tuple[int, str]:
         context = contextvars.copy_context()
         expiry: asyncio.TimerHandle | None = None
         task = asyncio.current_task()
@@ -183,6 +208,8 @@ class DecisionBridge:
         def expire() -> None:
             nonlocal expired
             expired = True
+            # Now, because a hook may ignore that it is cancelled; a second answer to the same question is ignored.
+            self.native.answer(number, _FAILED, _LATE)
             if task is not None:
                 task.cancel()
 
@@ -195,11 +222,11 @@ class DecisionBridge:
                 self._call_worker()
 
         try:
-            coroutine = context.run(hook, request)
-            return self._judge(await _drive(coroutine, context, waits))  # type: ignore[arg-type]
+            coroutine = context.run(begin)
+            return self._judge(await _drive(coroutine, context, waits))
         except asyncio.CancelledError:
             if expired:
-                return _LATE
+                return _FAILED, _LATE
             if task is not None and task.cancelling():
                 raise
             return self._failure(asyncio.CancelledError("the hook cancelled itself"))
@@ -217,7 +244,11 @@ class DecisionBridge:
             if inspect.iscoroutine(decision):
                 decision.close()
             raise TypeError(f"the policy hook must return a Decision, not {type(decision).__name__}")
-        return (0, "") if decision.allowed else (decision.status, decision.reason)
+        if decision.allowed:
+            return 0, ""
+        # Again, for classes of their own that left out the check of Decision: 0 would allow.
+        check_refusal(decision.status, decision.reason)
+        return decision.status, decision.reason
 
     def _failure(self, error: BaseException) -> tuple[int, str]:
         kind = type(error).__qualname__
@@ -230,8 +261,8 @@ class DecisionBridge:
         return _FAILED, "the policy hook failed"
 
 
-async def _awaited(decision: Awaitable[object]) -> object:
-    return await decision
+async def _await(awaitable: Awaitable[object]) -> object:
+    return await awaitable
 
 
 @types.coroutine

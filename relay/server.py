@@ -10,6 +10,7 @@ from typing import Self
 
 from relay import _native
 from relay._bridge import DecisionBridge
+from relay._threads import in_thread
 from relay.config import Config
 from relay.config.values import join_address, seconds_of
 from relay.errors import ConfigError, RelayError, StartError
@@ -17,8 +18,8 @@ from relay.policy import Decide, load_hook
 
 _log = logging.getLogger("relay")
 
-#: A hundred years, in seconds.
-_FOR_EVER = 3.2e9
+#: Seconds that stand for ever; the clock of the engine cannot add them all.
+_FOR_EVER = 100 * 365 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Relay:
         self._engine: _native.Engine | None = None
         self._bridge: DecisionBridge | None = None
         self._ended: asyncio.Event | None = None
+        self._closing = False
         self._finalizer: weakref.finalize[[_native.Engine, _native.Bridge], Relay] | None = None
         self._reloading = asyncio.Lock()
 
@@ -80,7 +82,8 @@ class Relay:
     async def start(self) -> None:
         """Listens and serves; returns when every socket listens.
 
-        Raises ConfigError for a hook or credentials that cannot be used, StartError when the sockets cannot be had.
+        Raises ConfigError for a hook or credentials that cannot be used, StartError when the sockets cannot be had. It
+        may be called again then.
         """
         if self._ended is not None:
             raise RelayError("this relay was started before: make a new one")
@@ -89,7 +92,7 @@ class Relay:
         self._ended = asyncio.Event()
         bridge = DecisionBridge(asyncio.get_running_loop())
         bridge.use(decide, seconds_of(self._config.policy.hook_timeout))
-        starting = asyncio.ensure_future(asyncio.to_thread(_native.Engine.start, document, bridge.native))
+        starting = asyncio.ensure_future(in_thread(_native.Engine.start, document, bridge.native))
         try:
             engine = await asyncio.shield(starting)
         except BaseException as error:
@@ -97,7 +100,6 @@ class Relay:
                 # The thread goes on: what it started must not stay.
                 starting.add_done_callback(_close_late)
             await bridge.close()
-            # It may be tried again, e.g. when a port is free.
             self._ended = None
             if isinstance(error, StartError):
                 raise _located(self._config, error) from None
@@ -116,18 +118,18 @@ class Relay:
     async def reload(self, config: Config | None = None) -> None:
         """Takes a configuration (or the same one, read anew) for new connections; open tunnels go on.
 
-        Raises ConfigError or StartError, and then everything stays as it was.
+        Raises ConfigError or StartError, and then everything stays as it was; RelayError when the relay has ended.
         """
         async with self._reloading:
             engine = self._running()
+            if self._closing:
+                raise RelayError("the relay has ended: there is nothing to reload")
             assert self._bridge is not None
-            if self._ended is None or self._ended.is_set():
-                raise RelayError("the relay has ended")
-            fresh = config if config is not None else await asyncio.to_thread(self._config.reread)
+            fresh = config if config is not None else await in_thread(self._config.reread)
             decide = self._hook_of(fresh)
             document = self._document_of(fresh)
             try:
-                await asyncio.to_thread(engine.reload, document)
+                await in_thread(engine.reload, document)
             except StartError as error:
                 raise _located(fresh, error) from None
             self._bridge.use(decide, seconds_of(fresh.policy.hook_timeout))
@@ -137,14 +139,15 @@ class Relay:
     async def drain(self, grace: float | None = None) -> None:
         """Stops accepting, lets tunnels end for ``grace`` seconds (else ``limits.drain_timeout``), then ends.
 
-        ValueError for a grace that is negative or no number; ``math.inf`` waits for the last tunnel.
+        ``math.inf`` waits for the last tunnel, however long.
         """
         engine = self._running()
-        seconds = seconds_of(self._config.limits.drain_timeout) if grace is None else min(float(grace), _FOR_EVER)
+        seconds = seconds_of(self._config.limits.drain_timeout) if grace is None else grace
+        # The other way round, not a number would pass.
         if not seconds >= 0:
-            raise ValueError(f"grace must not be negative: {grace}")
+            raise ValueError("grace must not be negative")
         _log.info("draining for up to %g s", seconds)
-        await asyncio.to_thread(engine.drain, seconds)
+        await in_thread(engine.drain, min(seconds, _FOR_EVER))
         await self.close()
 
     async def close(self) -> None:
@@ -156,7 +159,8 @@ class Relay:
 
     async def _close(self, engine: _native.Engine, bridge: DecisionBridge) -> None:
         assert self._ended is not None
-        await asyncio.to_thread(engine.close)
+        self._closing = True
+        await in_thread(engine.close)
         await bridge.close()
         if self._finalizer is not None:
             self._finalizer.detach()

@@ -1,5 +1,7 @@
 """The command ``relay``. Exit codes: 0 fine, 1 failed while running, 2 bad usage or configuration."""
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterable
@@ -45,14 +47,45 @@ cli.add_command(bench)
 
 
 def _fail(lines: Iterable[str], code: int) -> NoReturn:
-    for line in lines:
-        click.echo(line, err=True)
+    # Standard error may be what cannot be written to.
+    with contextlib.suppress(OSError):
+        for line in lines:
+            click.echo(line, err=True)
     sys.exit(code)
+
+
+def _keep_standard_descriptors() -> None:
+    """Opens the standard descriptors that the caller closed: the next file would get their numbers and bytes."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _told(error: OSError) -> str:
+    """What went wrong outside, in one line."""
+    unwritten = error.filename is None and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EBADF,
+    )
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is still to be written would be tried again, in vain, when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        unwritten = True
+    place = "the output cannot be written: " if unwritten else f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
 
 
 def main() -> None:
     """Runs the command line of this process."""
-    _open_standard_files()
+    _keep_standard_descriptors()
     try:
         cli(prog_name="relay")
     except (ConfigError, StartError) as error:
@@ -62,13 +95,4 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        _fail([f"{error.filename or 'output'}: {error.strerror or error}"], 1)
-
-
-def _open_standard_files() -> None:
-    """Where one is closed, a socket or a log would get its number, and what is meant for one end up in the other."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+        _fail([_told(error)], 1)

@@ -1,20 +1,25 @@
 """A relay as a process: SIGTERM and SIGINT drain, a second one closes at once, SIGHUP reloads."""
 
+import _thread
 import asyncio
 import logging
 import os
 import resource
 import signal
-import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from relay._threads import in_thread
 from relay.config import Config
-from relay.errors import ConfigError, StartError
+from relay.errors import ConfigError, RelayError, StartError
 from relay.ops.logs import configure_logging
 from relay.server import Relay
 
 _log = logging.getLogger("relay")
+
+#: Seconds for an orderly end, after which the process just ends: a hook may keep the loop, or a thread, for ever.
+_PATIENCE = 3.0
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -31,17 +36,20 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         factory = None
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main)
+        # The loop waits for what was left running in it, and the interpreter for threads.
+        _end_within(_PATIENCE)
 
 
-#: Seconds that what is left of a relay that has ended may take to end too.
-_LAST = 5.0
+def _end_within(seconds: float) -> None:
+    """Ends the process with 0 unless it has ended by itself until then."""
 
+    def end() -> None:
+        time.sleep(seconds)
+        # No flushing: whoever does not read would be waited for again.
+        os._exit(0)
 
-def _end_soon() -> None:
-    """Ends the process in a moment if it does not end by itself: nobody can be told any more what still holds it up."""
-    watch = threading.Timer(_LAST, os._exit, (0,))
-    watch.daemon = True
-    watch.start()
+    # Not by `threading`: its locks may be held by the very code that a signal interrupted.
+    _thread.start_new_thread(end, ())
 
 
 class Process:
@@ -56,8 +64,16 @@ class Process:
     async def serve(self, ready: Callable[[Relay], None]) -> None:
         """Starts, calls ``ready``, and returns when the relay has ended. Raises ConfigError and StartError."""
         loop = asyncio.get_running_loop()
+
+        def told(*_: object) -> None:
+            # Between any two instructions of the main thread, even while a hook keeps the loop: no locks here.
+            self._told_to_end += 1
+            if self._told_to_end == 2:
+                _end_within(_PATIENCE)
+            loop.call_soon_threadsafe(self._end)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end)
+            signal.signal(number, told)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             async with self._relay:
@@ -67,13 +83,12 @@ class Process:
                 ready(self._relay)
                 await self._relay.wait()
                 if self._tasks:
-                    await asyncio.wait(self._tasks)
+                    # A reload may wait for a file that nobody writes.
+                    await asyncio.wait(self._tasks, timeout=_PATIENCE)
         finally:
-            # On its way out the process has nothing left to be told, and waits for no hook that does not end.
-            if self._told_to_end:
-                _end_soon()
+            # On its way out the process has nothing left to be told.
+            loop.remove_signal_handler(signal.SIGHUP)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
 
     def _spawn(self, task: Coroutine[Any, Any, None]) -> None:
@@ -82,16 +97,12 @@ class Process:
         spawned.add_done_callback(self._tasks.discard)
 
     def _end(self) -> None:
-        self._told_to_end += 1
         if not self._started:
-            if self._told_to_end > 1:
-                _end_soon()
             return
         if self._told_to_end == 1:
             self._spawn(self._relay.drain())
         else:
             _log.info("told again: closing at once")
-            _end_soon()
             self._spawn(self._relay.close())
 
     def _reload(self) -> None:
@@ -100,14 +111,16 @@ class Process:
 
     async def _take_new(self) -> None:
         try:
-            config: Config = await asyncio.to_thread(self._relay.config.reread)
+            config: Config = await in_thread(self._relay.config.reread)
             await self._relay.reload(config)
         except (ConfigError, StartError) as error:
             for line in error.errors:
                 _log.error("not reloaded: %s", line)
             return
         except Exception as error:
-            _log.error("not reloaded: %s: %s", type(error).__name__, error)
+            # Whatever it is, the relay goes on with what it has.
+            kind = "" if isinstance(error, RelayError) else f"{type(error).__name__}: "
+            _log.error("not reloaded: %s%s", kind, " ".join(str(error).split()))
             return
         configure_logging(config.log.level)
         for line in config.warnings():

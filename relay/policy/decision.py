@@ -24,6 +24,15 @@ class TunnelRequest:
     """Header fields by lower-case name, repeated ones joined by ``, ``; bytes beyond ASCII as Latin-1."""
 
 
+def check_refusal(status: object, reason: object) -> None:
+    """ValueError for a status or a reason that cannot be sent to a client."""
+    if not isinstance(status, int) or isinstance(status, bool) or not 400 <= status <= 599:
+        raise ValueError(f"status must be a whole number from 400 to 599, not {status!r}")
+    if not isinstance(reason, str):
+        raise ValueError(f"reason must be text, not {type(reason).__name__}")
+    reason.encode("utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """A hook's answer. An allowed tunnel still has to pass the rules."""
@@ -34,11 +43,8 @@ class Decision:
 
     def __post_init__(self) -> None:
         # What comes out of a hook must be sendable: a fault shows here, in the hook, and nowhere later.
-        if not self.allowed and not (isinstance(self.status, int) and 400 <= self.status <= 599):
-            raise ValueError(f"status must be a whole number from 400 to 599, not {self.status!r}")
-        if not isinstance(self.reason, str):
-            raise ValueError(f"reason must be a string, not {self.reason!r}")
-        self.reason.encode("utf-8")
+        if not self.allowed:
+            check_refusal(self.status, self.reason)
 
     @classmethod
     def allow(cls) -> Self:

@@ -32,10 +32,11 @@ def relay(
 class Serving:
     """A running ``relay serve``."""
 
-    def __init__(self, *arguments: str | Path, cwd: Path | None = None) -> None:
-        self.process = subprocess.Popen(
-            [*RELAY, "serve", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd
-        )
+    def __init__(self, *arguments: str | Path, cwd: Path | None = None, shell: str = "") -> None:
+        command = [*RELAY, "serve", *map(str, arguments)]
+        if shell:
+            command = ["/bin/sh", "-c", f"exec {shlex.join(command)} {shell}"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd)
         self.read = {"stdout": b"", "stderr": b""}
 
     def wait_for(self, stream: str, pattern: str, seconds: float = 30) -> re.Match[str]:
@@ -213,6 +214,155 @@ def test_a_reload_that_fails_says_why_and_changes_nothing(serving: Serving, tmp_
     serving.process.send_signal(signal.SIGHUP)
     serving.wait_for("stderr", r"relay: reloaded")
     assert serving.end() == 0
+
+
+def test_a_reload_that_fails_in_an_unexpected_way_is_one_line(serving: Serving, tmp_path: Path) -> None:
+    _, port = serving.ready()
+    (tmp_path / "relay.toml").write_text(SERVES + "x = " + "[" * 3000 + "]" * 3000 + "\n")
+    serving.process.send_signal(signal.SIGHUP)
+    serving.wait_for("stderr", r"not reloaded: .+\n")
+    socket.create_connection(("127.0.0.1", port)).close()
+    assert serving.end() == 0
+    assert b"Traceback" not in serving.read["stderr"]
+    assert b"never retrieved" not in serving.read["stderr"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_descriptors_that_are_closed(tmp_path: Path, closed: str) -> None:
+    path = tmp_path / "relay.toml"
+    # To standard output: a foreign descriptor must not have its number.
+    path.write_text(SERVES.replace('access = ""', 'access = "-"').replace(":0", f":{(port := free_port())}"))
+    serving = Serving("-c", path, shell=closed)
+    try:
+        deadline = time.monotonic() + 30
+        # It cannot say when it is ready; until then connections are refused or reset.
+        while not (answer := ask(port)):
+            assert serving.process.poll() is None
+            assert time.monotonic() < deadline
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert serving.end() == 0
+    finally:
+        serving.process.kill()
+        serving.process.communicate()
+
+
+def ask(port: int) -> bytes:
+    """The answer to a request for a tunnel to a place that no relay goes to; nothing if there is none."""
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"CONNECT 127.0.0.1:9 HTTP/1.1\r\nHost: 127.0.0.1:9\r\n\r\n")
+            return client.recv(65536)
+    except ConnectionError:
+        return b""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def test_a_password_from_a_closed_standard_input(tmp_path: Path) -> None:
+    command = shlex.join([*RELAY, "auth", "user", str(tmp_path / "users"), "alice"])
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {command} <&-"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "not empty" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_output_that_cannot_be_written(tmp_path: Path, command: str, unbuffered: str) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text(SERVES)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*RELAY, command, "-c", path],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "the output cannot be written: No space left on device"
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_errors_that_cannot_be_written(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*RELAY, "check", "-c", tmp_path / "none"], stderr=full, timeout=60, check=False)
+    assert done.returncode == 2
+
+
+def test_an_access_log_that_nobody_reads(serving: Serving, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = tmp_path / "piped.toml"
+    path.write_text(SERVES.replace('access = ""', f'access = "{pipe}"'))
+    done = relay("serve", "-c", path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{path}:6: log.access: {pipe}: nobody reads this pipe")
+    # A reload says the same and keeps what it has.
+    serving.ready()
+    (tmp_path / "relay.toml").write_text(path.read_text())
+    serving.process.send_signal(signal.SIGHUP)
+    serving.wait_for("stderr", "not reloaded: .*nobody reads this pipe")
+    assert serving.end() == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/stdout"])
+def test_an_access_log_that_is_a_pipe_with_a_reader(tmp_path: Path, kind: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    path = tmp_path / "relay.toml"
+    path.write_text(SERVES.replace('access = ""', f'access = "{pipe if kind == "pipe" else kind}"'))
+    serving = Serving("-c", path)
+    try:
+        _, port = serving.ready()
+        assert ask(port).startswith(b"HTTP/1.1 403")
+        assert serving.end() == 0
+        written = os.read(reader, 65536) if kind == "pipe" else serving.read["stdout"]
+        assert b'"target":"127.0.0.1:9"' in written
+    finally:
+        os.close(reader)
+        serving.process.kill()
+        serving.process.communicate()
+
+
+def test_a_hook_module_that_ends_the_program(tmp_path: Path) -> None:
+    (tmp_path / "ends_itself.py").write_text("import sys\nsys.exit(0)\n")
+    path = tmp_path / "relay.toml"
+    path.write_text(SERVES + '[policy]\nhook = "ends_itself:decide"\n')
+    search_path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    for command in ("check", "serve"):
+        done = relay(command, "-c", path, env={"PYTHONPATH": search_path})
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr == f"{path}:8: policy.hook: ends_itself fails to import: SystemExit: 0\n"
+
+
+def test_a_hook_without_a_working_directory(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    path = tmp_path / "relay.toml"
+    path.write_text(SERVES + '[policy]\nhook = "json:dumps"\n')
+    command = shlex.join([*RELAY, "check", "-c", str(path)])
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"rmdir {gone} && exec {command}"],
+        cwd=gone,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_busy_port(tmp_path: Path) -> None:

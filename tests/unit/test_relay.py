@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import os
 import socket
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from unit.tunnels import connect, deny_all_slowly, echo, make_config, run, status
 
 from relay import Config, ConfigError, Relay, RelayError, StartError
-from relay.config import Listener
+from relay.config import Listener, Log
 
 
 def test_bytes_go_through_and_are_counted() -> None:
@@ -99,40 +100,97 @@ def test_a_relay_is_used_once_and_in_order() -> None:
                 await relay.start()
         with pytest.raises(RelayError, match="started before"):
             await relay.start()
+        with pytest.raises(RelayError, match="has ended"):
+            await relay.reload()
 
     run(main)
 
 
 def test_a_start_that_failed_may_be_tried_again() -> None:
     async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as busy:
-            listener = Listener(address=f"127.0.0.1:{busy.getsockname()[1]}", http=["h1"])
-            config = make_config().model_copy(update={"listeners": [listener]})
-            relay = Relay(config)
-            with pytest.raises(StartError):
-                await relay.start()
-        await relay.start()
-        await relay.close()
-        with pytest.raises(RelayError, match="ended"):
-            await relay.reload(config)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            config = make_config()
+            relay = Relay(config.model_copy(update={"listeners": [Listener(address=f"127.0.0.1:{port}", http=["h1"])]}))
+            for _ in range(2):
+                with pytest.raises(StartError, match="in use"):
+                    await relay.start()
+                with pytest.raises(RelayError, match="not started"):
+                    await relay.wait()
+        async with echo() as target, relay:
+            assert await status(relay, target) == 200
 
     run(main)
 
 
-@pytest.mark.parametrize("grace", [-1, float("nan")])
-def test_a_grace_that_is_none(grace: float) -> None:
+def test_every_kind_of_fault_is_told_at_once(tmp_path: Path) -> None:
+    unread = tmp_path / "pipe"
+    os.mkfifo(unread)
+
     async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            config = make_config().model_copy(
+                update={
+                    "listeners": [Listener(address=address, http=["h1"])],
+                    "log": Log(access=str(unread)),
+                }
+            )
+            with pytest.raises(StartError) as caught:
+                await Relay(config).start()
+            assert [line.partition(":")[0] for line in caught.value.errors] == ["listeners[0].address", "log.access"]
         async with Relay(make_config()) as relay:
+            changed = make_config().model_copy(update={"workers": 2, "log": Log(access=str(unread))})
+            with pytest.raises(StartError) as caught:
+                await relay.reload(changed)
+            assert [line.partition(":")[0] for line in caught.value.errors] == ["workers", "log.access"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("grace", [-1, -math.inf, math.nan])
+def test_a_grace_that_cannot_be(grace: float, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with echo() as port, Relay(make_config()) as relay:
             with pytest.raises(ValueError, match="grace must not be negative"):
                 await relay.drain(grace)
+            assert await status(relay, port) == 200
+
+    with caplog.at_level("INFO", "relay"):
+        run(main)
+    assert not any("draining" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("grace", [math.inf, 1e300])
+def test_a_grace_without_end(grace: float) -> None:
+    async def main() -> None:
+        async with echo() as port, Relay(make_config()) as relay:
+            _, _, reader, writer = await connect(relay, port)
+            draining = asyncio.ensure_future(relay.drain(grace))
+            writer.write(b"still here")
+            assert await reader.readexactly(10) == b"still here"
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+            await draining
 
     run(main)
 
 
-def test_an_endless_grace() -> None:
+def test_a_hook_is_something_to_call() -> None:
+    with pytest.raises(TypeError, match="decide must be a function, not int"):
+        Relay(make_config(), decide=3)  # type: ignore[arg-type]
+
+
+def test_nothing_is_opened_by_a_reload_after_the_end(tmp_path: Path) -> None:
     async def main() -> None:
-        async with Relay(make_config()) as relay, asyncio.timeout(10):
-            await relay.drain(math.inf)
+        relay = Relay(make_config())
+        async with relay:
+            pass
+        access = tmp_path / "access.log"
+        with pytest.raises(RelayError, match="has ended"):
+            await relay.reload(make_config().model_copy(update={"log": Log(access=str(access))}))
+        assert not access.exists()
 
     run(main)
 

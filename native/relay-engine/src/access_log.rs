@@ -10,8 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::Errno;
+use nix::libc;
 use serde::Serialize;
 
 use crate::config::Log;
@@ -79,7 +78,9 @@ impl AccessLog {
         let output: Box<dyn Write + Send> = match config.access.as_str() {
             "" => return Ok((Self { lines: None, lost }, None)),
             "-" => Box::new(io::stdout()),
-            path => Box::new(open(path).map_err(|error| format!("log.access: {path}: {error}"))?),
+            path => {
+                Box::new(append_to(path).map_err(|fault| format!("log.access: {path}: {fault}"))?)
+            }
         };
         let (sender, receiver) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
@@ -113,20 +114,21 @@ impl AccessLog {
     }
 }
 
-/// Opens a file for appending. A pipe that nobody reads is a fault, not a reason to wait.
-fn open(path: &str) -> io::Result<File> {
+/// Opens a file or a pipe to append to. It never waits for a pipe's reader: a relay that waits here cannot be told to end.
+fn append_to(path: &str) -> Result<File, String> {
     let file = OpenOptions::new()
         .append(true)
         .create(true)
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(|error| match error.raw_os_error() {
-            Some(number) if number == Errno::NXIO.raw_os_error() => {
-                io::Error::other("is a pipe that nobody reads: start its reader first")
+            Some(libc::ENXIO) => {
+                "nobody reads this pipe: start its reader first (standard output is \"-\")".into()
             }
-            _ => error,
+            _ => error.to_string(),
         })?;
-    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    // The writing thread may wait, its queue is bounded.
+    rustix::io::ioctl_fionbio(&file, false).map_err(|error| error.to_string())?;
     Ok(file)
 }
 

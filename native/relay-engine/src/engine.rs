@@ -95,12 +95,7 @@ impl Engine {
         .min(256);
         let lost = Arc::new(AtomicU64::new(0));
         let mut faults = Vec::new();
-        let log = AccessLog::open(&config.log, lost.clone())
-            .map_err(|fault| faults.push(fault))
-            .ok();
-        let generation = Generation::compile(&config, 0)
-            .map_err(|more| faults.extend(more))
-            .ok();
+        let generation = Generation::compile(&config, 0).map_err(|more| faults.extend(more));
         let mut sockets = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
             match Sockets::bind(listener, workers) {
@@ -108,7 +103,8 @@ impl Engine {
                 Err(error) => faults.push(bind_fault(index, listener, &error)),
             }
         }
-        let (Some((log, writer)), Some(generation), []) = (log, generation, &faults[..]) else {
+        let log = AccessLog::open(&config.log, lost.clone()).map_err(|fault| faults.push(fault));
+        let (Ok(generation), Ok((log, writer)), true) = (generation, log, faults.is_empty()) else {
             return Err(StartError(faults));
         };
         let bound = sockets
@@ -197,6 +193,11 @@ impl Engine {
     /// Puts a new configuration and its certificates in force for new connections and requests; running tunnels go on. On an
     /// error the old configuration stays.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
+        let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.shared.phase.borrow() == Phase::Stopping {
+            // Nobody would end the new log's writer.
+            return Err(StartError(vec!["the relay has ended".into()]));
+        }
         let mut faults = Vec::new();
         if config.workers != self.workers {
             faults.push("workers: cannot change while running: restart the relay".into());
@@ -214,17 +215,20 @@ impl Engine {
                 ));
             }
         }
-        if !faults.is_empty() {
-            return Err(StartError(faults));
-        }
-        let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = Generation::compile(&config, reloads.number + 1).map_err(StartError)?;
+        let generation =
+            Generation::compile(&config, reloads.number + 1).map_err(|more| faults.extend(more));
         // A file is opened anew, so that a rotated log is let go of.
-        let same = config.log.access == reloads.log.access;
-        if !(same && matches!(config.log.access.as_str(), "" | "-")) {
-            let lost = self.shared.log_lines_lost.clone();
-            let (log, writer) =
-                AccessLog::open(&config.log, lost).map_err(|fault| StartError(vec![fault]))?;
+        let same = config.log.access == reloads.log.access
+            && matches!(config.log.access.as_str(), "" | "-");
+        let lost = self.shared.log_lines_lost.clone();
+        let log = (!same)
+            .then(|| AccessLog::open(&config.log, lost))
+            .transpose()
+            .map_err(|fault| faults.push(fault));
+        let (Ok(generation), Ok(log), true) = (generation, log, faults.is_empty()) else {
+            return Err(StartError(faults));
+        };
+        if let Some((log, writer)) = log {
             self.shared.log.store(Arc::new(log));
             reloads.writers.retain(|writer| !writer.is_finished());
             reloads.writers.extend(writer);
@@ -238,9 +242,11 @@ impl Engine {
     /// Stops accepting, tells clients (GOAWAY), waits up to `grace` for tunnels to end, then ends what is left. Blocks.
     pub fn drain(&self, grace: Duration) {
         self.advance(Phase::Draining);
-        let until = Instant::now() + grace;
+        let until = Instant::now().checked_add(grace);
         let mut quiet_since = None;
-        while Instant::now() < until && *self.shared.phase.borrow() < Phase::Stopping {
+        while until.is_none_or(|until| Instant::now() < until)
+            && *self.shared.phase.borrow() < Phase::Stopping
+        {
             if self.shared.connections.load(Ordering::Relaxed) == 0 {
                 break;
             }
@@ -262,8 +268,9 @@ impl Engine {
         for thread in threads {
             let _ = thread.join();
         }
-        self.shared.log.load().close();
+        // Behind a reload that is on its way, which may open another log.
         let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.log.load().close();
         let until = Instant::now() + LAST_LINES;
         for writer in reloads.writers.drain(..) {
             // A reader of the log that does not read must not hold up the end.

@@ -214,9 +214,14 @@ mod tests {
         socket
     }
 
-    fn gather() -> Arc<Gather> {
+    async fn gather() -> Arc<Gather> {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        Gather::over(quinn::TokioRuntime.wrap_udp_socket(socket).unwrap())
+        let gather = Gather::over(quinn::TokioRuntime.wrap_udp_socket(socket).unwrap());
+        let mut poller = gather.clone().create_io_poller();
+        poll_fn(|cx| poller.as_mut().poll_writable(cx))
+            .await
+            .unwrap();
+        gather
     }
 
     /// Packets whose first byte counts from `first`; the last one has `last` bytes.
@@ -253,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn packets_arrive_as_they_were_and_in_order() {
-        let (gather, one, other) = (gather(), receiver(), receiver());
+        let (gather, one, other) = (gather().await, receiver(), receiver());
         let batch = |first| packets(first, FULL, SEGMENT);
         // Five full batches, a shorter one with a short end; then a full one, cut off by a packet to somebody else, and one
         // with larger packets.
@@ -279,7 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_batch_does_not_wait_for_another() {
-        let (gather, to) = (gather(), receiver());
+        let (gather, to) = (gather().await, receiver());
         for round in 0..3 {
             send(
                 &gather,
