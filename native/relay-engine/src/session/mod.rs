@@ -1,5 +1,7 @@
 //! The life of one request: head → route → credentials → policy → dial → answer → pump → record.
 
+mod answer;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use capsule_core::capsule_protocol;
 use capsule_core::fields::Fields;
-use capsule_core::proxy_status::{self, ProxyError, ProxyStatus};
+use capsule_core::proxy_status::ProxyError;
 use capsule_core::reject::Reject;
 use capsule_core::request::{self, Challenge, Head, Request};
 use capsule_core::target::{Host, Target};
@@ -28,8 +30,8 @@ use crate::state::{Generation, Phase};
 use crate::transport::{Exchange, Gone, Peer, RecvHalf, Refusal, RequestHead, SendHalf};
 use crate::worker::Worker;
 
-/// How the relay calls itself in `Proxy-Status`.
-const NAME: &str = "capsule-relay";
+pub use answer::refusal;
+use answer::{challenge, date, title};
 
 struct HeaderFields<'a>(&'a HeaderMap);
 
@@ -199,20 +201,7 @@ async fn open<E: Exchange>(
     };
     entry.next_hop = Some(dialled.peer);
     entry.setup = began.elapsed();
-    let next_hop = dialled.peer.ip().to_canonical().to_string();
-    //= connect-tcp §4.2 proxy-status
-    //= rfc9209 §2.1.2 next-hop
-    let mut answer = vec![(
-        HeaderName::from_static(proxy_status::NAME),
-        value(
-            &ProxyStatus {
-                name: NAME,
-                next_hop: Some(&next_hop),
-                ..ProxyStatus::default()
-            }
-            .to_field(),
-        ),
-    )];
+    let mut answer = vec![answer::next_hop(dialled.peer.ip())];
     //= rfc9297 §3.4 field-sent
     //= rfc9297 §3.4 field-statuses
     //= connect-tcp §3.1 h1-success-capsule-protocol
@@ -476,80 +465,4 @@ fn denied(refusal: policy::Refusal) -> Refused {
 
 fn overload(detail: &str) -> Reject {
     Reject::new(503, title(503), detail).with_error(ProxyError::ConnectionLimitReached)
-}
-
-fn title(status: u16) -> &'static str {
-    http::StatusCode::from_u16(status)
-        .ok()
-        .and_then(|status| status.canonical_reason())
-        .unwrap_or("Refused")
-}
-
-fn date() -> HeaderValue {
-    value(&httpdate::fmt_http_date(std::time::SystemTime::now()))
-}
-
-fn value(text: &str) -> HeaderValue {
-    // What a field cannot hold is left out rather than sent.
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-fn challenge(kind: Challenge, realm: &str) -> Vec<(HeaderName, HeaderValue)> {
-    let name = match kind {
-        Challenge::Origin => header::WWW_AUTHENTICATE,
-        Challenge::Proxy => header::PROXY_AUTHENTICATE,
-    };
-    let quoted: String = realm
-        .chars()
-        .flat_map(|c| {
-            matches!(c, '"' | '\\')
-                .then_some('\\')
-                .into_iter()
-                .chain([c])
-        })
-        .collect();
-    vec![
-        (
-            name.clone(),
-            value(&format!("Basic realm=\"{quoted}\", charset=\"UTF-8\"")),
-        ),
-        (name, value(&format!("Bearer realm=\"{quoted}\""))),
-    ]
-}
-
-/// Makes the answer: a problem document (RFC 9457) and `Proxy-Status`.
-pub fn refusal(
-    reject: &Reject,
-    rcode: Option<&str>,
-    further: &[(HeaderName, HeaderValue)],
-) -> Refusal {
-    //= connect-tcp §4.2 proxy-status
-    let status = ProxyStatus {
-        name: NAME,
-        error: Some(reject.error.unwrap_or(ProxyError::HttpRequestError)),
-        rcode,
-        ..ProxyStatus::default()
-    };
-    let mut fields = vec![
-        //= rfc9110 §6.6.1 date
-        (header::DATE, date()),
-        (
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        ),
-        (
-            HeaderName::from_static(proxy_status::NAME),
-            value(&status.to_field()),
-        ),
-    ];
-    for (name, text) in &reject.fields {
-        fields.push((HeaderName::from_static(name), value(text)));
-    }
-    fields.extend_from_slice(further);
-    Refusal {
-        status: reject.status,
-        fields,
-        body: reject.problem().into(),
-        close: reject.close,
-    }
 }
