@@ -306,10 +306,9 @@ async def test_a_hook_that_does_not_end_holds_up_no_end(
     relay = RelayProcess(tmp_path, merged(configuration, changes)).ready()
     async with await connect(relay, "h1") as session:
         assert (await session.ask(tunnel_request("connect", "127.0.0.1", 9))).status == 503
-    for number in range(times):
+    for _ in range(times):
         relay.signal(signal.SIGTERM)
         assert await until(lambda: "draining" in relay.stderr())
-        del number
     assert await exit_code(relay, 12) == 0
     relay.kill()
 

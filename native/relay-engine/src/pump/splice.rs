@@ -22,8 +22,6 @@ const WORTH_SPLICING: u64 = 32 * 1024;
 /// What is read to learn the next header when long payloads follow each other: exactly a header of one that is worth splicing,
 /// unless its type or length takes more bytes than common.
 const PEEK: usize = 8;
-/// Whatever follows a payload is no payload up to here, as far as is known.
-const LONGEST_HEADER: usize = MAX_HEADER;
 
 fn would_block(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock
@@ -120,7 +118,7 @@ async fn forward(
     payload: &mut Vec<Bytes>,
     turn: &mut Turn,
 ) -> Result<bool, Ended> {
-    // The pipe is followed by a payload or a header; only what is inside a payload that began long, or is long, is spliced.
+    // Whether the payload at hand is a long one: then its last bytes are spliced too, however few they are.
     let mut long = true;
     // The target's socket holds bytes back because more was to follow.
     let mut corked = false;
@@ -131,7 +129,8 @@ async fn forward(
             let most = usize::try_from(pending)
                 .unwrap_or(usize::MAX)
                 .min(pipe.held());
-            let more = pipe.held() - most > LONGEST_HEADER;
+            // What is no longer than a header may be one, with nothing behind it to wait for.
+            let more = pipe.held() - most > MAX_HEADER;
             let moved = drain(&mut pipe, tunnel.tcp(), most, more)
                 .await
                 .map_err(|_| Ended::TargetGone)?;

@@ -11,12 +11,10 @@ use tokio::time::timeout;
 use super::code::Code;
 use super::frame::{self, Decoder, FrameStep, data_header};
 use super::message;
-use super::stream::{H3Recv, H3Send, Verdict, close, number};
+use super::stream::{H3Recv, H3Send, READ, Verdict, close, number};
 use super::{code, qpack};
 use crate::transport::{CHUNKS, Exchange, Gone, Refusal};
 
-/// Bytes read at once.
-const READ: usize = 64 * 1024;
 /// Optimistic bytes that are held while the target is dialled; beyond them the stream's window holds the client back.
 const EARLY: usize = 64 * 1024;
 /// How much of a refused request is looked at, and for how long once it is answered.

@@ -21,7 +21,7 @@ use super::exchange::{H3Exchange, Unanswered, Unread, answer};
 use super::frame::{Decoder, Side};
 use super::qpack;
 use super::settings::Settings;
-use super::stream::{Verdict, close, number, read_field_section};
+use super::stream::{READ, Verdict, close, number, read_field_section};
 use super::uni::{self, Opened, Purpose};
 use super::{datagram, message};
 use crate::auth;
@@ -37,8 +37,6 @@ const UNPROVEN: u32 = 512;
 const GOODBYE: Duration = Duration::from_millis(300);
 /// A connection without a request is ended after this.
 const IDLE: Duration = Duration::from_secs(300);
-/// Bytes read at once from a stream of frames.
-const READ: usize = 64 * 1024;
 
 /// Accepts connections on a worker's endpoint until the relay drains.
 pub async fn accept(worker: Rc<Worker>, endpoint: quinn::Endpoint, listener: usize) {

@@ -25,7 +25,7 @@ pub(super) fn number(code: Code) -> VarInt {
 }
 
 /// Bytes read at once from a stream of frames.
-const READ: usize = 64 * 1024;
+pub(super) const READ: usize = 64 * 1024;
 
 /// Reads up to the end of the next field section; what follows it stays in `early`. `None`: the stream was reset, or ended where
 /// it may end.
