@@ -14,6 +14,7 @@ use crate::transport::h1::head;
 use crate::transport::h3::code::Fault;
 use crate::transport::h3::frame::{self, FrameStep, Side};
 use crate::transport::h3::{control, datagram, message, qpack};
+pub use crate::transport::tls::fuzzing::tls_records;
 
 /// A target: any bytes in, panics on a broken promise.
 pub type Body = fn(&[u8]);
@@ -24,6 +25,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("h3_control", h3_control),
     ("h3_frames", h3_frames),
     ("h3_section", h3_section),
+    ("tls_records", tls_records),
 ];
 
 /// A request head reads the same in one piece and in two.

@@ -16,7 +16,10 @@ use tokio::time::timeout;
 pub const HEADROOM: usize = 32;
 /// Payload room of one buffer.
 pub const PAYLOAD: usize = 64 * 1024;
-const SIZE: usize = HEADROOM + PAYLOAD;
+/// Bytes behind the payload: what TLS puts between and behind the records of a full buffer.
+const TAILROOM: usize = 256;
+/// All bytes of one buffer.
+pub const SIZE: usize = HEADROOM + PAYLOAD + TAILROOM;
 /// Below this bytes are copied out: a queue of small chunks must not keep a whole buffer for each.
 const WORTH_KEEPING: usize = PAYLOAD / 4;
 /// Buffers that a thread keeps for itself.
@@ -44,7 +47,7 @@ pub fn unaccount(bytes: usize) {
     IN_USE.fetch_sub(bytes, Ordering::Relaxed);
 }
 
-/// A buffer of [`HEADROOM`] + [`PAYLOAD`] bytes on loan.
+/// A buffer of [`SIZE`] bytes on loan.
 #[derive(Debug)]
 pub struct Buffer {
     storage: Option<Box<[u8]>>,

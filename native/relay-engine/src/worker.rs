@@ -12,7 +12,6 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_rustls::TlsAcceptor;
 
 use crate::auth;
 use crate::config::Http;
@@ -20,9 +19,8 @@ use crate::egress::Egress;
 use crate::metrics::WorkerMetrics;
 use crate::state::{Generation, Phase, Shared};
 use crate::transport::prefixed::Prefixed;
-use crate::transport::read_ahead::ReadAhead;
 use crate::transport::wire::Wire;
-use crate::transport::{Peer, h1, h2, h3, quic};
+use crate::transport::{Peer, h1, h2, h3, quic, tls};
 
 /// The client connection preface of HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -236,14 +234,14 @@ async fn connection(
     mut peer: Peer,
     mut wire: Wire,
 ) {
-    let (until, tls) = {
+    let (until, config) = {
         let generation = worker.shared.generation.load();
         (
             Instant::now() + generation.limits.header_timeout,
             generation.tls[index].as_ref().map(|tls| tls.tcp.clone()),
         )
     };
-    let Some(tls) = tls else {
+    let Some(config) = config else {
         let mut read = BytesMut::new();
         let version = tokio::select! {
             biased;
@@ -262,19 +260,16 @@ async fn connection(
             _ => {}
         };
     };
-    let acceptor = TlsAcceptor::from(tls);
-    let Ok(Ok(stream)) = timeout_at(until, Box::pin(acceptor.accept(ReadAhead::new(wire)))).await
-    else {
+    let accepted = timeout_at(until, Box::pin(tls::accept(config, wire))).await;
+    let Ok(Ok((stream, agreed))) = accepted else {
         return;
     };
-    let (_, session) = stream.get_ref();
-    peer.principal = session
-        .peer_certificates()
-        .and_then(|chain| auth::principal_of_certificate(chain.first()?))
+    peer.principal = agreed
+        .certificate
+        .and_then(|certificate| auth::principal_of_certificate(&certificate))
         .map(Into::into);
     // A client without ALPN speaks HTTP/1.1.
-    let is_h2 = session.alpn_protocol() == Some(b"h2");
-    let stream = tokio_rustls::TlsStream::from(stream);
+    let is_h2 = agreed.alpn.as_deref() == Some(b"h2");
     if is_h2 {
         Box::pin(h2::serve(worker, peer, stream, until)).await;
     } else if http.contains(&Http::H1) {

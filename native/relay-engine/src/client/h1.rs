@@ -6,11 +6,10 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::transport::h1::{Io, clear_halves, secure_halves};
-use crate::transport::read_ahead::ReadAhead;
+use crate::transport::tls::connect;
 
 /// The longest response head.
 const MOST: usize = 32 * 1024;
@@ -27,10 +26,7 @@ pub(super) async fn open(proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error>
         Some(config) => {
             let config = Arc::new(tls::with_alpn(config, b"http/1.1"));
             let name = proxy.server_name()?;
-            let stream = TlsConnector::from(config)
-                .connect(name, ReadAhead::new(wire))
-                .await?;
-            let mut stream = TlsStream::from(stream);
+            let (mut stream, _) = connect(config, name, wire).await?;
             let (fields, early) = exchange(&mut stream, &request, &wanted).await?;
             let (recv, send) = secure_halves(stream, early.freeze());
             Ok((fields, Recv::Secure(recv), Send::Secure(send)))

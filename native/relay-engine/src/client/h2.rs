@@ -9,11 +9,10 @@ use h2::{Ping, PingPong};
 use http::{Method, Request, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
-use tokio_rustls::TlsConnector;
 
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::transport::h2::{H2Recv, H2Send};
-use crate::transport::read_ahead::ReadAhead;
+use crate::transport::tls::connect;
 
 /// What the proxy may send on one stream before it is taken.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -35,10 +34,8 @@ impl Connection {
             Some(config) => {
                 let config = Arc::new(tls::with_alpn(config, b"h2"));
                 let name = proxy.server_name()?;
-                let stream = TlsConnector::from(config)
-                    .connect(name, ReadAhead::new(wire))
-                    .await?;
-                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                let (stream, agreed) = connect(config, name, wire).await?;
+                if agreed.alpn.as_deref() != Some(b"h2") {
                     return Err(Error::Protocol("the proxy did not agree to h2"));
                 }
                 Self::start(stream).await

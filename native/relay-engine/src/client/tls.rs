@@ -34,5 +34,6 @@ pub fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, String> {
 pub(super) fn with_alpn(config: &ClientConfig, protocol: &[u8]) -> ClientConfig {
     let mut config = config.clone();
     config.alpn_protocols = vec![protocol.to_vec()];
+    config.enable_secret_extraction = true;
     config
 }

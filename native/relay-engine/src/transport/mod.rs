@@ -8,7 +8,6 @@ pub mod h2;
 pub mod h3;
 pub mod prefixed;
 pub mod quic;
-pub mod read_ahead;
 pub mod tls;
 pub mod wire;
 

@@ -11,7 +11,7 @@ pub use secure::{SecureRecv, SecureSend, halves as secure_halves};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::read_ahead::Tls;
+use super::tls::TlsStream;
 use super::wire::Wire;
 use super::{RecvHalf, SendHalf};
 
@@ -42,12 +42,12 @@ impl Io for Wire {
     }
 }
 
-impl Io for Tls {
+impl Io for TlsStream {
     type Recv = SecureRecv;
     type Send = SecureSend;
 
     fn wire(&self) -> &Wire {
-        self.get_ref().0.wire()
+        TlsStream::wire(self)
     }
 
     fn into_halves(self, early: Bytes) -> (SecureRecv, SecureSend) {

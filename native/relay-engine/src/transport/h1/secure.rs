@@ -4,19 +4,18 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 
-use crate::pool::{Buffer, HEADROOM, PAYLOAD};
-use crate::transport::read_ahead::Tls;
+use crate::pool::Buffer;
+use crate::transport::tls::{Content, TlsStream};
 use crate::transport::wire::Wire;
 use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
 
 #[derive(Debug)]
 struct Shared {
-    tls: RefCell<Tls>,
+    tls: RefCell<TlsStream>,
     wire: Wire,
     sent_fin: Cell<bool>,
 }
@@ -35,8 +34,8 @@ pub struct SecureSend {
 }
 
 /// Splits a connection; `early` was read behind the head and comes first.
-pub fn halves(tls: Tls, early: Bytes) -> (SecureRecv, SecureSend) {
-    let wire = tls.get_ref().0.wire().clone();
+pub fn halves(tls: TlsStream, early: Bytes) -> (SecureRecv, SecureSend) {
+    let wire = tls.wire().clone();
     let shared = Rc::new(Shared {
         tls: RefCell::new(tls),
         wire,
@@ -55,32 +54,17 @@ impl RecvHalf for SecureRecv {
             chunks.push(std::mem::take(&mut self.early));
             return Ok(true);
         }
-        poll_fn(|cx| {
-            let mut tls = self.shared.tls.borrow_mut();
-            // Taken only for the length of a poll: an idle tunnel holds no buffer.
-            let mut buffer = Buffer::take();
-            let mut filled = 0;
-            // Several records a wake-up, so that they leave in one write.
-            while filled < PAYLOAD {
-                let mut room = ReadBuf::new(&mut buffer.payload_mut(PAYLOAD)[filled..]);
-                match Pin::new(&mut *tls).poll_read(cx, &mut room) {
-                    Poll::Pending if filled == 0 => return Poll::Pending,
-                    Poll::Pending => break,
-                    Poll::Ready(Ok(())) => match room.filled().len() {
-                        // The end is reported again by the next call.
-                        0 if filled == 0 => return Poll::Ready(Ok(false)),
-                        0 => break,
-                        n => filled += n,
-                    },
-                    //= rfc9112 §9.8 tls-truncation
-                    Poll::Ready(Err(_)) if filled == 0 => return Poll::Ready(Err(Lost::Gone)),
-                    Poll::Ready(Err(_)) => break,
-                }
+        let received = poll_fn(|cx| self.shared.tls.borrow_mut().poll_receive(cx)).await;
+        match received {
+            Ok(Some(Content { buffer, start, end })) => {
+                chunks.push(buffer.freeze(start, end));
+                Ok(true)
             }
-            chunks.push(buffer.freeze(HEADROOM, HEADROOM + filled));
-            Poll::Ready(Ok(true))
-        })
-        .await
+            // The end is reported again by the next call.
+            Ok(None) => Ok(false),
+            //= rfc9112 §9.8 tls-truncation
+            Err(_) => Err(Lost::Gone),
+        }
     }
 
     fn release(&mut self, _: usize) {}
@@ -94,20 +78,10 @@ impl SendHalf for SecureSend {
     }
 
     async fn send(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Gone> {
-        let mut at = start;
-        poll_fn(|cx| {
-            let mut tls = self.shared.tls.borrow_mut();
-            let mut tls = Pin::new(&mut *tls);
-            while at < end {
-                match tls.as_mut().poll_write(cx, &buffer.as_ref()[at..end]) {
-                    Poll::Ready(Ok(n)) if n > 0 => at += n,
-                    Poll::Ready(_) => return Poll::Ready(Err(Gone)),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            tls.poll_flush(cx).map_err(|_| Gone)
-        })
-        .await
+        let mut content = Some(Content { buffer, start, end });
+        poll_fn(|cx| self.shared.tls.borrow_mut().poll_send(cx, &mut content))
+            .await
+            .map_err(|_| Gone)
     }
 
     async fn finish(&mut self) -> Result<(), Gone> {

@@ -1,4 +1,17 @@
 //! TLS for TCP and QUIC: certificates from PEM files, ALPN, client certificates.
+//!
+//! Over TCP the TLS library makes the handshake and hands over the keys; records are then opened and sealed in the buffers they
+//! lie in ([`stream`]).
+
+pub mod fuzzing;
+mod handshake;
+mod keys;
+mod outbox;
+mod session;
+mod stream;
+
+pub use handshake::{Agreed, accept, connect};
+pub use stream::{Content, TlsStream};
 
 use std::fs;
 use std::path::Path;
@@ -149,6 +162,7 @@ impl ListenerTls {
                 Http::H3 => {}
             }
         }
+        tcp.enable_secret_extraction = true;
         let mut quic = server_config(
             certificate,
             key,
