@@ -245,7 +245,7 @@ async fn connection(
         let mut read = BytesMut::new();
         let version = tokio::select! {
             biased;
-            version = timeout_at(until, speaks_h2(&mut wire, http, &mut read)) => version,
+            version = timeout_at(until, Box::pin(speaks_h2(&mut wire, http, &mut read))) => version,
             () = worker.reached(Phase::Draining) => Ok(Some(Http::H1)),
         };
         return match version {
@@ -255,7 +255,7 @@ async fn connection(
             // Whoever is too slow gets the answer that says so.
             Ok(Some(_)) | Err(_) if http.contains(&Http::H1) => {
                 let connection = h1::Connection::new(wire, read);
-                Box::pin(h1::exchange::serve(worker, &peer, connection, until)).await;
+                Box::pin(h1::exchange::serve(worker, peer, connection, until)).await;
             }
             _ => {}
         };
@@ -274,7 +274,7 @@ async fn connection(
         Box::pin(h2::serve(worker, peer, stream, until)).await;
     } else if http.contains(&Http::H1) {
         let connection = h1::Connection::new(stream, BytesMut::new());
-        Box::pin(h1::exchange::serve(worker, &peer, connection, until)).await;
+        Box::pin(h1::exchange::serve(worker, peer, connection, until)).await;
     }
 }
 

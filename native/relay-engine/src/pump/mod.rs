@@ -290,12 +290,12 @@ fn tcp_state(tcp: &TcpStream) -> io::Result<TcpState> {
 /// future is dropped.
 pub async fn run<R: RecvHalf, S: SendHalf>(
     machine: AnyStreamTunnel,
-    mut recv: R,
-    mut send: S,
+    recv: &mut R,
+    send: &mut S,
     target: TcpStream,
     bounds: Bounds,
     metrics: &WorkerMetrics,
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = ()> + Unpin,
 ) -> Outcome {
     let tunnel = Rc::new(Tunnel {
         machine: RefCell::new(machine),
@@ -313,7 +313,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         metrics,
     });
     let result = {
-        let both = both_directions(&tunnel, &mut recv, &mut send);
+        let both = both_directions(&tunnel, recv, send);
         let guard = guard(&tunnel, bounds.idle, stop);
         match select(std::pin::pin!(both), std::pin::pin!(guard)).await {
             Either::Left((result, _)) => result,
@@ -337,7 +337,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
                 Ended::Clean | Ended::Idle | Ended::Stopping => Fault::Cancelled,
             };
             recv.abort(fault);
-            send.abort(fault).await;
+            Box::pin(send.abort(fault)).await;
             ended
         }
     };
@@ -365,7 +365,7 @@ async fn both_directions<R: RecvHalf, S: SendHalf>(
             let _ = timeout(FLUSH, down).await;
             Err(Ended::TargetGone)
         }
-        Either::Right(((Ok(()), send), up)) => rest(tunnel, up, send).await,
+        Either::Right(((Ok(()), send), up)) => Box::pin(rest(tunnel, up, send)).await,
         Either::Left((fault, _)) | Either::Right(((fault, _), _)) => fault,
     }
 }
@@ -408,7 +408,8 @@ async fn rest<S: SendHalf>(
 
 async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
     let result = if recv.socket().is_some() {
-        splice::up(tunnel, recv).await
+        // Boxed, as all that most tunnels have no use for: what waits for years had better be small.
+        Box::pin(splice::up(tunnel, recv)).await
     } else {
         stream::up(tunnel, recv).await
     };
@@ -420,18 +421,22 @@ async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended>
 
 async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ended> {
     if send.socket().is_some() {
-        splice::down(tunnel, send).await?;
+        Box::pin(splice::down(tunnel, send)).await?;
     } else {
         stream::down(tunnel, send).await?;
     }
     if tunnel.broken.get() {
         return Err(Ended::TargetGone);
     }
-    tunnel.target_ended(send).await
+    Box::pin(tunnel.target_ended(send)).await
 }
 
 /// Resolves when the tunnel must end although both sides would go on.
-async fn guard(tunnel: &Tunnel<'_>, idle: Duration, stop: impl Future<Output = ()>) -> Ended {
+async fn guard(
+    tunnel: &Tunnel<'_>,
+    idle: Duration,
+    stop: impl Future<Output = ()> + Unpin,
+) -> Ended {
     let quiet = async {
         // Looking four times an idle period costs nothing a byte and is exact to a quarter.
         let (mut seen, mut same) = ((0, 0, 0), 0);
@@ -444,7 +449,7 @@ async fn guard(tunnel: &Tunnel<'_>, idle: Duration, stop: impl Future<Output = (
         }
         Ended::Idle
     };
-    match select(std::pin::pin!(quiet), std::pin::pin!(stop)).await {
+    match select(std::pin::pin!(quiet), stop).await {
         Either::Left((ended, _)) => ended,
         Either::Right(((), _)) => Ended::Stopping,
     }

@@ -107,17 +107,8 @@ impl Entry {
     }
 }
 
-/// Handles one request to its end. Returns when the tunnel is over or the refusal is sent.
-pub async fn handle<E: Exchange>(worker: &Rc<Worker>, peer: &Peer, head: RequestHead, exchange: E) {
-    // What opening a tunnel takes is given back before the tunnel begins: that may live for days.
-    let opened = Box::pin(open(worker, peer, head, exchange)).await;
-    if let Some(opened) = opened {
-        Box::pin(carry(worker, opened)).await;
-    }
-}
-
 /// A tunnel that the client was told of.
-struct Opened<R, S> {
+pub struct Opened<R, S> {
     entry: Entry,
     status: u16,
     recv: R,
@@ -127,13 +118,17 @@ struct Opened<R, S> {
     bounds: Bounds,
 }
 
-/// From the head of a request to an open tunnel; `None`: it was refused, or the client left.
-async fn open<E: Exchange>(
-    worker: &Rc<Worker>,
-    peer: &Peer,
+/// From the head of a request to an open tunnel, which is then to be [carried](carry); `None`: the client left, or it was refused
+/// and was told so.
+///
+/// Two steps, because a tunnel may live for days: what opening it takes, most of it the caller's to box, is given back before.
+pub async fn open<E: Exchange>(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
     head: RequestHead,
     mut exchange: E,
-) -> Option<Opened<E::Recv, E::Send>> {
+) -> Option<Box<Opened<E::Recv, E::Send>>> {
+    let (worker, peer) = (&worker, &*peer);
     let began = Instant::now();
     let generation = worker.shared.generation.load_full();
     let metrics = worker.metrics();
@@ -229,7 +224,7 @@ async fn open<E: Exchange>(
         entry.left(worker);
         return None;
     };
-    Some(Opened {
+    Some(Box::new(Opened {
         entry,
         status,
         recv,
@@ -240,36 +235,38 @@ async fn open<E: Exchange>(
             idle: generation.limits.idle_timeout,
             buffer: generation.limits.buffer_per_tunnel,
         },
-    })
+    }))
 }
 
 /// Moves the tunnel's bytes until it ends. Keeps nothing of a configuration that a reload may replace.
-async fn carry<R: RecvHalf, S: SendHalf>(worker: &Rc<Worker>, opened: Opened<R, S>) {
-    let Opened {
-        entry,
-        status,
-        recv,
-        send,
-        target,
-        slot,
-        bounds,
-    } = opened;
+pub async fn carry<R: RecvHalf, S: SendHalf>(worker: &Rc<Worker>, mut opened: Box<Opened<R, S>>) {
     let metrics = worker.metrics();
     metrics.tunnels_opened.add(1);
     metrics.tunnels_open.add(1);
     let open = Open(worker);
-    let stop = worker.reached(Phase::Stopping);
-    let machine = entry.request.tunnel();
-    let outcome = pump::run(machine, recv, send, target, bounds, metrics, stop).await;
-    drop((open, slot));
+    let stop = std::pin::pin!(worker.reached(Phase::Stopping));
+    let machine = opened.entry.request.tunnel();
+    // The halves stay where they are: a future keeps room twice for what it is given.
+    let (recv, send) = (&mut opened.recv, &mut opened.send);
+    let outcome = pump::run(
+        machine,
+        recv,
+        send,
+        opened.target,
+        opened.bounds,
+        metrics,
+        stop,
+    )
+    .await;
+    drop((opened.recv, opened.send, open, opened.slot));
     metrics.unknown_capsules.add(outcome.unknown_capsules);
     if outcome.ended != Ended::Clean {
         metrics.tunnels_aborted.add(1);
     }
     // The log of the moment, not of the beginning: a tunnel may outlive a log file.
-    entry.write(
+    opened.entry.write(
         &worker.shared.log.load(),
-        status,
+        opened.status,
         None,
         &outcome.ended.to_string(),
         (outcome.up, outcome.down),

@@ -117,10 +117,14 @@ where
             respond.send_reset(Reason::PROTOCOL_ERROR);
             continue;
         }
-        let (worker, peer) = (worker.clone(), peer.clone());
+        let (head, exchange) = exchange(request, respond);
+        // Boxed before it is spawned: a task keeps room for what it was given.
+        let opening = Box::pin(session::open(worker.clone(), peer.clone(), head, exchange));
+        let worker = worker.clone();
         tokio::task::spawn_local(async move {
-            let (head, exchange) = exchange(request, respond);
-            session::handle(&worker, &peer, head, exchange).await;
+            if let Some(opened) = opening.await {
+                Box::pin(session::carry(&worker, opened)).await;
+            }
         });
     }
 }

@@ -76,10 +76,9 @@ impl Wire {
             return;
         }
         let _ = tokio::time::timeout(LONGEST, async {
-            let mut scratch = [0; 4096];
             let mut seen = 0;
             while seen < MOST && self.0.readable().await.is_ok() {
-                match self.0.try_read(&mut scratch) {
+                match self.forget_some() {
                     Ok(0) => break,
                     Ok(n) => seen += n,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -88,6 +87,11 @@ impl Wire {
             }
         })
         .await;
+    }
+
+    /// Reads some bytes for nothing. Apart, because their room has no place in the memory of whoever waits.
+    fn forget_some(&self) -> io::Result<usize> {
+        self.0.try_read(&mut [0; 4096])
     }
 }
 

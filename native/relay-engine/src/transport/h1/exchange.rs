@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::rc::Rc;
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use capsule_core::reject::Reject;
 use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::io::AsyncWriteExt;
@@ -21,10 +21,11 @@ use crate::worker::Worker;
 /// `until`, each further one within the time-out of the configuration.
 pub async fn serve<I: Io>(
     worker: &Rc<Worker>,
-    peer: &Peer,
+    peer: Peer,
     mut connection: Connection<I>,
     until: Instant,
 ) {
+    let peer = Rc::new(peer);
     let mut until = Some(until);
     loop {
         let limit = worker.shared.generation.load().limits.header_timeout;
@@ -38,7 +39,7 @@ pub async fn serve<I: Io>(
             }
             // A request that has begun is still answered.
             if connection.buffer.is_empty() {
-                let _ = timeout(limit, close(connection)).await;
+                let _ = timeout(limit, Box::pin(close(connection))).await;
                 return;
             }
         };
@@ -46,7 +47,7 @@ pub async fn serve<I: Io>(
             Ok(parsed) => (parsed, Rc::new(RefCell::new(None))),
             Err(error) => {
                 // A client that does not take the answer in time does without.
-                let _ = timeout(limit, answer_bad_head(connection, error)).await;
+                let _ = timeout(limit, Box::pin(answer_bad_head(connection, error))).await;
                 return;
             }
         };
@@ -61,7 +62,10 @@ pub async fn serve<I: Io>(
             head_only: head.method == "HEAD",
             back: connection_out.clone(),
         };
-        session::handle(worker, peer, head, exchange).await;
+        let opening = session::open(worker.clone(), peer.clone(), head, exchange);
+        if let Some(opened) = Box::pin(opening).await {
+            Box::pin(session::carry(worker, opened)).await;
+        }
         let back = connection_out.borrow_mut().take();
         match back {
             Some(next) => connection = next,
@@ -196,7 +200,11 @@ impl<I: Io> Exchange for H1Exchange<I> {
         let io = &mut self.connection.io;
         io.write_all(head.as_bytes()).await.map_err(|_| Gone)?;
         io.flush().await.map_err(|_| Gone)?;
-        let early = std::mem::replace(&mut self.connection.buffer, BytesMut::new()).freeze();
+        // An empty buffer would be kept as long as the tunnel.
+        let early = match self.connection.buffer.is_empty() {
+            true => Bytes::new(),
+            false => self.connection.buffer.freeze(),
+        };
         Ok(self.connection.io.into_halves(early))
     }
 

@@ -21,7 +21,7 @@ use super::exchange::{H3Exchange, Unanswered, Unread, answer};
 use super::frame::{Decoder, Side};
 use super::qpack;
 use super::settings::Settings;
-use super::stream::{READ, Verdict, close, number, read_field_section};
+use super::stream::{H3Recv, H3Send, READ, Verdict, close, number, read_field_section};
 use super::uni::{self, Opened, Purpose};
 use super::{datagram, message};
 use crate::auth;
@@ -98,7 +98,7 @@ pub async fn accept(worker: Rc<Worker>, endpoint: quinn::Endpoint, listener: usi
 /// One connection's state, shared by the tasks of its streams.
 struct Connection {
     quic: quinn::Connection,
-    peer: Peer,
+    peer: Rc<Peer>,
     opened: RefCell<Opened>,
     /// Request streams that are open, for datagrams that name them.
     requests: RefCell<HashMap<u64, Rc<Verdict>>>,
@@ -131,7 +131,7 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
     };
     let connection = Rc::new(Connection {
         quic,
-        peer,
+        peer: Rc::new(peer),
         opened: RefCell::new(Opened::new(Side::Server)),
         requests: RefCell::default(),
         limit: Cell::new(STREAMS),
@@ -256,12 +256,22 @@ fn begin(
             .set_max_concurrent_bi_streams(VarInt::from_u32(limit * 2));
     }
     let (worker, connection) = (worker.clone(), connection.clone());
+    // Boxed before it is spawned: a task keeps room for what it was given.
+    let opening = Box::pin(request(
+        worker.clone(),
+        connection.clone(),
+        verdict,
+        send,
+        recv,
+    ));
     spawn_local(async move {
         let _open = OpenRequest {
             connection: &connection,
             id,
         };
-        request(&worker, &connection, verdict, send, recv).await;
+        if let Some(opened) = opening.await {
+            Box::pin(session::carry(&worker, opened)).await;
+        }
     });
 }
 
@@ -282,13 +292,14 @@ impl Drop for OpenRequest<'_> {
     }
 }
 
+/// Reads the head of a request and opens its tunnel; `None`: there will be none.
 async fn request(
-    worker: &Rc<Worker>,
-    connection: &Rc<Connection>,
+    worker: Rc<Worker>,
+    connection: Rc<Connection>,
     verdict: Rc<Verdict>,
     mut send: quinn::SendStream,
     mut recv: quinn::RecvStream,
-) {
+) -> Option<Box<session::Opened<H3Recv, H3Send>>> {
     let limit = worker.shared.generation.load().limits.header_timeout;
     let mut decoder = Decoder::new(Side::Server);
     let mut early = Bytes::new();
@@ -323,7 +334,7 @@ async fn request(
                 protocol: head.protocol,
                 fields: head.fields,
             };
-            return session::handle(worker, &connection.peer, head, exchange).await;
+            return session::open(worker, connection.peer.clone(), head, exchange).await;
         }
         // The client gave up.
         Ok(Ok(None)) => Violation::Stream(Code::REQUEST_CANCELLED),
@@ -349,6 +360,7 @@ async fn request(
             let _ = recv.stop(number(code));
         }
     }
+    None
 }
 
 /// A stream that the client opened for the connection's own sake.
