@@ -162,23 +162,23 @@ pub(super) async fn forward<S: SendHalf>(
         .borrow_mut()
         .outbound_header(length, &mut header);
     let start = buffer.prepend(HEADROOM, &header[..size]);
-    send_all(send, buffer, start, HEADROOM + length, room).await?;
+    let end = HEADROOM + length;
+    if end - start <= room {
+        send.send(buffer, start, end).await?;
+    } else {
+        Box::pin(send_in_pieces(send, buffer, start, end)).await?;
+    }
     tunnel.moved_down(length);
     Ok(())
 }
 
-/// Sends a chunk that may be a few bytes longer than the room there was.
-async fn send_all<S: SendHalf>(
+/// Sends a chunk that is longer than the window, which happens only where that is smaller than a header: in buffers of their own.
+async fn send_in_pieces<S: SendHalf>(
     send: &mut S,
     buffer: Buffer,
     start: usize,
     end: usize,
-    room: usize,
 ) -> Result<(), Ended> {
-    if end - start <= room {
-        return Ok(send.send(buffer, start, end).await?);
-    }
-    // Only when the window is smaller than a header: piece by piece, in buffers of their own.
     let mut at = start;
     while at < end {
         let length = send.ready(end - at).await?.min(end - at);
