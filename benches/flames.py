@@ -90,7 +90,9 @@ def build_serve() -> Path:
     return target / "perf" / "examples" / "serve"
 
 
-def serve(stack: contextlib.ExitStack, program: Path, home: Path, certificate: Path, key: Path) -> tuple[int, list[str]]:
+def serve(
+    stack: contextlib.ExitStack, program: Path, home: Path, certificate: Path, key: Path
+) -> tuple[int, list[str]]:
     """The engine, as the benchmark configures it, on one worker: its process, and where it is in the clear and not."""
     (home / "relay.toml").write_text(
         f"workers = 1\n{capsule_relay.CLEAR}{capsule_relay.SECURE.format(certificate=certificate, key=key)}"
@@ -180,7 +182,9 @@ def document(profiles: list[Profile], size: float) -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=float, default=3e9, help="payload of one cell's transfer (default 3e9)")
-    parser.add_argument("--only", default="", help="cells whose name contains one of these, e.g. 'h3-connect-tcp,h1tls'")
+    parser.add_argument(
+        "--only", default="", help="cells whose name contains one of these, e.g. 'h3-connect-tcp,h1tls'"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="directory of the flame graphs and tables")
     return parser.parse_args()
 
@@ -206,9 +210,7 @@ def profiles(stack: contextlib.ExitStack, options: argparse.Namespace) -> list[P
                 if not any(part.strip() in name for part in options.only.split(",")):
                     continue
                 run, samples = sample(program, cell, client, direction, options.bytes)
-                one = Profile(
-                    cell, run, len(samples), stacks.shares(samples), stacks.heaviest(samples, HEAVIEST)
-                )
+                one = Profile(cell, run, len(samples), stacks.shares(samples), stacks.heaviest(samples, HEAVIEST))
                 draw(painter, samples, one, options.output)
                 print(f"{name}: {one.samples} samples, {run.proxy_cost:.2f} s/GB", flush=True)
                 found.append(one)

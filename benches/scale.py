@@ -9,24 +9,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bench import build_load
-from harness import probes, results
-from harness.probes import Gateway, Loads, Mark, Probe
+from harness import figures, probes, results
+from harness.figures import Figures
+from harness.probes import Gateway, Loads, Probe
 from harness.process import BenchError, first_line, running
 from peers import capsule_relay
 
 from relay import _native
 
-FORMAT = 1
 HOOK = """
 from relay import Decision, TunnelRequest
 
@@ -36,25 +33,6 @@ async def decide(request: TunnelRequest) -> Decision:
 """
 QUICK = (2e8, 1.0, 2)
 FULL = (1e9, 2.0, 5)
-
-
-@dataclass
-class Figures:
-    """One interleaved run of all probes."""
-
-    when: str
-    commit: str
-    machine: dict[str, Any]
-    options: dict[str, Any]
-    relay: str
-    units: dict[str, str] = field(default_factory=dict)
-    #: Probe → one value a round.
-    values: dict[str, list[float]] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-
-    def add(self, probe: Probe, value: float) -> None:
-        self.units[probe.name] = probe.unit
-        self.values.setdefault(probe.name, []).append(value)
 
 
 @dataclass(frozen=True)
@@ -102,55 +80,20 @@ def prepare(stack: contextlib.ExitStack, program: Path, size: float, seconds: fl
     ]
 
 
-def rounds(wanted: list[Probe], count: int, figures: Figures) -> None:
+def rounds(wanted: list[Probe], count: int, found: Figures) -> None:
     """All probes, round after round; one that fails is left out from then on."""
     for number in range(1, count + 1):
         for probe in wanted:
-            if probe.name in figures.absent:
+            if probe.name in found.absent:
                 continue
             try:
                 value = probe.take()
             except BenchError as error:
-                figures.absent[probe.name] = str(error)
+                found.absent[probe.name] = str(error)
                 print(f"{probe.name}: left out: {error}", file=sys.stderr, flush=True)
                 continue
-            figures.add(probe, value)
+            found.add(probe, value)
             print(f"round {number}  {probe.name:28} {value:8.2f} {probe.unit}", flush=True)
-
-
-def verdicts(figures: Figures) -> list[str]:
-    """Each mark with what was found, a line a mark; none where a figure is missing."""
-    lines = []
-    for mark in probes.marks():
-        found = mark.value(figures.values)
-        if found is not None:
-            verdict = "met" if found <= mark.limit else "MISSED"
-            lines.append(f"{mark.label:38} {found:8.2f} {mark.unit:3} (mark {bound(mark)}) {verdict}")
-    return lines
-
-
-def bound(mark: Mark) -> str:
-    return f"{'+' if mark.base and mark.unit != '×' else ''}{mark.limit:g} {mark.unit}"
-
-
-def table(figures: Figures) -> str:
-    """Every figure: median, least and most of the rounds."""
-    lines = [f"{'':28} {'median':>8} {'least':>8} {'most':>8}"]
-    for name, values in figures.values.items():
-        lines.append(
-            f"{name:28} {statistics.median(values):8.2f} {min(values):8.2f} {max(values):8.2f} {figures.units[name]}"
-        )
-    return "\n".join(lines)
-
-
-def save(figures: Figures, directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    name = f"scale-{figures.when.replace(':', '')}-{figures.commit.replace('+', '-changed')}.json"
-    marks = [{**asdict(mark), "found": mark.value(figures.values)} for mark in probes.marks()]
-    document = {"scale": FORMAT, **asdict(figures), "marks": marks}
-    path = directory / name
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    return path
 
 
 def arguments() -> argparse.Namespace:
@@ -173,7 +116,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    figures = Figures(
+    found = Figures(
         when=results.now(),
         commit=results.commit(),
         machine=results.machine(),
@@ -184,19 +127,19 @@ def main() -> int:
         load = (options.load or build_load()).resolve()
         with contextlib.ExitStack() as stack:
             only = [part.strip() for part in options.only.split(",")]
-            found = prepare(stack, load, options.bytes, options.seconds)
-            wanted = [probe for probe in found if any(part in probe.name for part in only)]
+            known = prepare(stack, load, options.bytes, options.seconds)
+            wanted = [probe for probe in known if any(part in probe.name for part in only)]
             if not wanted:
                 raise BenchError(f"--only {options.only!r}: no probe has this in its name")
-            rounds(wanted, options.rounds, figures)
+            rounds(wanted, options.rounds, found)
     except (BenchError, OSError) as error:
         print(f"scale: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("scale: interrupted; nothing is recorded", file=sys.stderr)
         return 130
-    print(f"\n{table(figures)}\n\n" + "\n".join(verdicts(figures)))
-    print(f"\nresults: {save(figures, options.results)}")
+    print(f"\n{figures.table(found)}\n\n" + "\n".join(figures.verdicts(found)))
+    print(f"\nresults: {figures.save(found, options.results)}")
     return 0
 
 

@@ -53,7 +53,9 @@ COPY = re.compile(r"^_*(mem(move|cpy|set|mem)|rep_movs|memmove_avx|memcpy_)")
 AEAD = re.compile(
     r"^_?(aes|gcm|aesni|vpaes|chacha|poly1305|gfp_|sha256|sha512|ring_core)|_aes_|_gcm_|^bn_|^ecp_|^x25519|^p256"
 )
-ALLOCATOR = re.compile(r"^(_?rjem_|_?je_|__rust_(alloc|dealloc|realloc)|__rdl_|__rg_|malloc|free|calloc|realloc|sdallocx)")
+ALLOCATOR = re.compile(
+    r"^(_?rjem_|_?je_|__rust_(alloc|dealloc|realloc)|__rdl_|__rg_|malloc|free|calloc|realloc|sdallocx)"
+)
 PATH = re.compile(r"\b([a-z][a-z0-9_]*)::")
 FRAME = re.compile(r"^\s+([0-9a-f]+) (.*?)(?:\+0x[0-9a-f]+)? \((.*)\)$")
 #: Language libraries: what they do is done for whoever called them.
