@@ -17,6 +17,8 @@ WHEELS := target/wheels
 LOGS := target/logs
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --peers capsule-relay,direct,haproxy --rounds 3
+SCALE_ARGS ?=
+PROFILE_ARGS ?=
 FUZZ_SECONDS ?= 60
 
 NATIVE_SOURCES := Cargo.toml Cargo.lock $(shell find native -name fuzz -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
@@ -102,6 +104,10 @@ bench: tools $(VENV)/.shipped $(VENV)/.bench ## relay, HAProxy, direct TCP and t
 bench-peers: tools $(VENV)/.shipped ## the same with every peer that can be had, five rounds (long)
 	PYTHONPATH=benches $(VENV)/bin/python benches/bench.py
 
+.PHONY: bench-scale
+bench-scale: tools $(VENV)/.shipped ## opening, idle tunnels, many tunnels, two workers, small frames, with their marks
+	PYTHONPATH=benches $(VENV)/bin/python benches/scale.py $(SCALE_ARGS)
+
 .PHONY: bench-wire
 bench-wire: tools $(VENV)/.shipped ## over a veth pair at MTU 1500: offloads, delay, loss (needs root)
 	PYTHONPATH=benches $(VENV)/bin/python benches/wire.py
@@ -114,6 +120,10 @@ bench-compare: $(VENV)/.dependencies ## what changed beyond noise between two re
 bench-codec: tools $(VENV)/.shipped $(VENV)/.bench ## the codec from Python: Rust, Cython, pure Python, aioquic
 	$(VENV)/bin/pytest benches/test_codec.py -p no:cacheprovider --override-ini addopts= \
 	  --benchmark-group-by=group --benchmark-columns=min,median,rounds --benchmark-sort=min
+
+.PHONY: profile
+profile: tools $(VENV)/.shipped ## flame graphs and shares of CPU for each transport, form and direction (perf, root)
+	PYTHONPATH=benches $(VENV)/bin/python benches/flames.py $(PROFILE_ARGS)
 
 .PHONY: soak
 soak: tools $(VENV)/.shipped $(TEST_VENV)/.installed ## gigabytes: equal hashes and steady memory in each cell, and the long tests

@@ -1,6 +1,6 @@
 """The Python end of the decision bridge.
 
-The native side calls ``loop.call_soon_threadsafe`` once for each batch. The batch is then worked off in the loop:
+The native side makes a descriptor readable once for each batch. The batch is then worked off in the loop:
 
 - A plain function runs in a thread. If it returns an awaitable, that is awaited in the loop.
 - A coroutine function is driven by a worker task. One worker takes question after question as long as the coroutines
@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from relay import _native
-from relay._threads import Threads, in_thread, without_signals
+from relay._threads import Threads
 from relay.policy.decision import Decide, Decision, TunnelRequest, check_refusal
 
 _log = logging.getLogger("relay.hook")
@@ -57,8 +57,8 @@ class DecisionBridge:
         self._lock = threading.Lock()
         self._errors = 0
         self._closed = False
-        with without_signals():
-            self.native = _native.Bridge(self._wake)
+        self.native = _native.Bridge()
+        loop.add_reader(self.native.fileno(), self._drain)
 
     def use(self, hook: Decide | None, timeout: float) -> None:
         """Asks this hook from now on, and gives it up after so many seconds."""
@@ -81,7 +81,8 @@ class DecisionBridge:
     async def close(self) -> None:
         """Denies what is open and ends workers and threads. What does not let itself be ended is left behind."""
         self._closed = True
-        await in_thread(self.native.close)
+        self._loop.remove_reader(self.native.fileno())
+        self.native.close()
         workers = list(self._workers)
         for worker in workers:
             worker.cancel()
@@ -91,9 +92,6 @@ class DecisionBridge:
                 _log.warning("left behind: calls of the policy hook that ignore being cancelled: %d", len(stuck))
         if busy := self._threads.close():
             _log.warning("left behind: calls of the policy hook that still run in threads: %d", busy)
-
-    def _wake(self) -> None:
-        self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
         hook, deadline = self._hook, self._loop.time() + self._timeout

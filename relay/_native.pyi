@@ -1,7 +1,6 @@
 """The native side: codec, protocol table, engine, bridge. Use the package's public modules instead."""
 
 import os
-from collections.abc import Callable
 from typing import Final, TypedDict, final, type_check_only
 
 from typing_extensions import Buffer
@@ -130,7 +129,8 @@ class ConnectTcp:
 
 @final
 class Bridge:
-    def __new__(cls, wake: Callable[[], object], capacity: int = 16384) -> Bridge: ...
+    def __new__(cls, capacity: int = 16384) -> Bridge: ...
+    def fileno(self) -> int: ...
     def take(
         self,
     ) -> list[tuple[int, str, str, str, int, str | None, tuple[str, int], dict[str, str]]]: ...

@@ -89,8 +89,8 @@ class Relay:
             raise RelayError("this relay was started before: make a new one")
         decide = self._hook_of(self._config)
         document = self._document_of(self._config)
-        self._ended = asyncio.Event()
         bridge = DecisionBridge(asyncio.get_running_loop())
+        self._ended = asyncio.Event()
         bridge.use(decide, seconds_of(self._config.policy.hook_timeout))
         starting = asyncio.ensure_future(in_thread(_native.Engine.start, document, bridge.native))
         try:

@@ -73,9 +73,12 @@ class Results:
         return (min(medians)[1], min(medians)[0]) if medians else None
 
 
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def begin(options: dict[str, Any]) -> Results:
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Results(when=when, commit=commit(), machine=machine(), options=options)
+    return Results(when=now(), commit=commit(), machine=machine(), options=options)
 
 
 def commit() -> str:
@@ -89,15 +92,17 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
+    # Not above: old results are compared without a relay.
+    from relay.ops import kernel_tls
+
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
-    modules = Path("/proc/sys/net/ipv4/tcp_available_ulp")
     return {
         "cpu": model.group(1) if model else platform.machine(),
         "cores": os.cpu_count(),
         "memory_gib": round(int(memory.group(1)) / (1 << 20), 1) if memory else None,
         "kernel": platform.release(),
-        "kernel_tls": modules.exists() and "tls" in modules.read_text().split(),
+        "kernel_tls": kernel_tls() == "yes",
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
     }
@@ -136,10 +141,10 @@ def history(directory: Path) -> list[Results]:
 
 
 def find(name: str, directory: Path) -> Path:
-    """A result by path, or by a part of its name that only one has."""
+    """A comparison by path, or by a part of its name that only one has. Other results begin with what they are."""
     if Path(name).is_file():
         return Path(name)
-    matching: Iterable[Path] = [path for path in sorted(directory.glob("*.json")) if name in path.name]
+    matching: Iterable[Path] = [path for path in sorted(directory.glob("[0-9]*.json")) if name in path.name]
     paths = list(matching)
     if len(paths) != 1:
         raise BenchError(f"{name}: {len(paths)} results in {directory} have this in their name")

@@ -16,6 +16,7 @@ from relay.cli.bench import bench
 from relay.cli.check import check
 from relay.cli.serve import serve
 from relay.errors import ConfigError, RelayError, StartError
+from relay.ops import kernel_tls
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -24,6 +25,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     protocols = " ".join(row["name"] for row in _native.protocols())
     loop = "uvloop" if find_spec("uvloop") else "asyncio"
     click.echo(f"relay {__version__} ({_native.BUILD_PROFILE} build; h1 h2 h3; {protocols}; {loop})")
+    click.echo(f"kernel TLS: {kernel_tls()}; TLS is done in user space either way")
     context.exit()
 
 
@@ -34,7 +36,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     expose_value=False,
     is_eager=True,
     callback=_print_version,
-    help="Show version, build profile and features.",
+    help="Show version, build profile and features, and whether the kernel has TLS.",
 )
 def cli() -> None:
     """An HTTP capsule relay: connect-tcp and CONNECT over HTTP/1.1, HTTP/2 and HTTP/3."""

@@ -79,9 +79,21 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
 def test_version() -> None:
     done = relay("--version")
     assert done.returncode == 0
-    assert re.fullmatch(
-        r"relay \d+\.\d+\.\d+ \((quick|shipped) build; h1 h2 h3; connect connect-tcp.*\)\n", done.stdout
-    )
+    first, second = done.stdout.splitlines()
+    assert re.fullmatch(r"relay \d+\.\d+\.\d+ \((quick|shipped) build; h1 h2 h3; connect connect-tcp.*\)", first)
+    assert re.fullmatch(r"kernel TLS: (yes|not loaded|no); TLS is done in user space either way", second)
+
+
+def test_version_knows_whether_the_kernel_takes_tls() -> None:
+    tcp_ulp = 31
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        try:
+            client.setsockopt(socket.IPPROTO_TCP, tcp_ulp, b"tls")
+            expected = ("yes",)
+        except OSError:
+            expected = ("not loaded", "no")
+    line = relay("--version").stdout.splitlines()[1]
+    assert line.startswith(tuple(f"kernel TLS: {word};" for word in expected))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 //! The decision bridge: questions queue up, one wake-up carries a batch to Python, answers come back by call.
 //!
-//! Workers only ever push to a queue under a short lock; the bridge's own thread is the one that attaches to Python.
+//! Workers only ever push to a queue under a short lock and write a byte to a socket that the event loop of Python watches: no
+//! thread in between, and nobody waits for the interpreter to wake it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use relay_engine::decide::{Decider, Decision, Question, Reply};
@@ -19,8 +21,6 @@ struct State {
     last: u64,
     /// Python was told, or is about to be, and has not yet taken everything.
     signalled: bool,
-    /// The thread has yet to tell.
-    wake_due: bool,
     closed: bool,
     batches: u64,
     overflows: u64,
@@ -28,7 +28,9 @@ struct State {
 
 struct Queue {
     state: Mutex<State>,
-    work: Condvar,
+    /// Where workers write and the event loop reads; neither ever waits.
+    wake: UnixStream,
+    woken: UnixStream,
     capacity: usize,
 }
 
@@ -43,21 +45,24 @@ impl Queue {
         state.closed = true;
         state.waiting.clear();
         state.asked.clear();
-        drop(state);
-        self.work.notify_all();
     }
 
-    /// Waits until Python must be woken; false = closed.
-    fn wait(&self) -> bool {
+    /// Everything that waits, numbered. The next question after this wakes Python again.
+    fn take(&self) -> Vec<(u64, Question)> {
+        // Before the questions: a byte that is written from now on is for a question that may still have to be taken.
+        while matches!((&self.woken).read(&mut [0; 64]), Ok(1..)) {}
         let mut state = self.lock();
-        while !state.wake_due && !state.closed {
-            state = self
-                .work
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+        state.signalled = false;
+        let waiting = std::mem::take(&mut state.waiting);
+        state.batches += u64::from(!waiting.is_empty());
+        let mut questions = Vec::with_capacity(waiting.len());
+        for (question, reply) in waiting {
+            state.last += 1;
+            let id = state.last;
+            state.asked.insert(id, reply);
+            questions.push((id, question));
         }
-        state.wake_due = false;
-        !state.closed
+        questions
     }
 }
 
@@ -74,12 +79,11 @@ impl Decider for Queue {
             return;
         }
         state.waiting.push_back((question, reply));
-        let wake = !state.signalled;
-        state.signalled = true;
-        state.wake_due |= wake;
+        let wake = !std::mem::replace(&mut state.signalled, true);
         drop(state);
         if wake {
-            self.work.notify_one();
+            // A socket without room has bytes in it that wake as well.
+            let _ = (&self.wake).write(&[1]);
         }
     }
 }
@@ -88,7 +92,6 @@ impl Decider for Queue {
 #[pyclass(frozen, module = "relay._native")]
 pub(crate) struct Bridge {
     queue: Arc<Queue>,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Bridge {
@@ -100,42 +103,31 @@ impl Bridge {
 
 #[pymethods]
 impl Bridge {
-    /// `wake` is called from the bridge's thread, once for each batch; it must only pass the word on.
     #[new]
-    #[pyo3(signature = (wake, capacity = 16384))]
-    fn new(wake: Py<PyAny>, capacity: usize) -> PyResult<Self> {
-        let queue = Arc::new(Queue {
-            state: Mutex::default(),
-            work: Condvar::new(),
-            capacity,
-        });
-        let theirs = queue.clone();
-        let thread = std::thread::Builder::new()
-            .name("relay-bridge".into())
-            .spawn(move || run(&theirs, wake))
-            .map_err(|error| PyOSError::new_err(format!("no thread for the bridge: {error}")))?;
+    #[pyo3(signature = (capacity = 16384))]
+    fn new(capacity: usize) -> PyResult<Self> {
+        let (wake, woken) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
         Ok(Self {
-            queue,
-            thread: Mutex::new(Some(thread)),
+            queue: Arc::new(Queue {
+                state: Mutex::default(),
+                wake,
+                woken,
+                capacity,
+            }),
         })
+    }
+
+    /// A descriptor that is readable once for each batch, until `take`.
+    fn fileno(&self) -> i32 {
+        self.queue.woken.as_raw_fd()
     }
 
     /// Everything that waits: (number, protocol, http, host, port, principal, (client host, client port), headers).
     fn take<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let mut state = self.queue.lock();
-        state.signalled = false;
-        state.batches += 1;
-        let waiting = std::mem::take(&mut state.waiting);
-        let mut questions = Vec::with_capacity(waiting.len());
-        for (question, reply) in waiting {
-            state.last += 1;
-            let id = state.last;
-            state.asked.insert(id, reply);
-            questions.push((id, question));
-        }
-        drop(state);
         let batch = PyList::empty(py);
-        for (id, question) in &questions {
+        for (id, question) in &self.queue.take() {
             batch.append(describe(py, *id, question)?)?;
         }
         Ok(batch)
@@ -174,20 +166,9 @@ impl Bridge {
         )
     }
 
-    /// Refuses what is open and ends the thread. Idempotent.
-    fn close(&self, py: Python<'_>) {
+    /// Refuses what is open and everything from now on. Idempotent.
+    fn close(&self) {
         self.queue.close();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
-            // The thread may be about to attach.
-            py.detach(|| {
-                let _ = thread.join();
-            });
-        }
     }
 }
 
@@ -203,21 +184,6 @@ fn decision(status: u16, reason: &str) -> Decision {
         0 => Decision::Allow,
         1 => Decision::Failed { reason },
         status => Decision::Deny { status, reason },
-    }
-}
-
-fn run(queue: &Queue, wake: Py<PyAny>) {
-    while queue.wait() {
-        let woken = Python::try_attach(|py| wake.call0(py).is_ok());
-        if woken != Some(true) {
-            // The loop is closed or the interpreter ends: nobody is going to answer.
-            queue.close();
-        }
-    }
-    let mut wake = Some(wake);
-    if Python::try_attach(|py| wake.take().map(|wake| wake.drop_ref(py))).is_none() {
-        // Without an interpreter there is nobody to give the reference back to.
-        std::mem::forget(wake);
     }
 }
 

@@ -17,8 +17,8 @@ use crate::transport::tls::connect;
 /// What the proxy may send on one stream before it is taken.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// Larger frames cost both sides less (the default is 16 KiB).
-const FRAME: u32 = 256 << 10;
+/// Larger frames cost both sides less (the least that can be offered is 16 KiB).
+const MAX_FRAME: u32 = 256 << 10;
 
 /// An HTTP/2 connection to a proxy; it ends when this and the last tunnel are gone.
 #[derive(Debug)]
@@ -28,9 +28,10 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) async fn open(proxy: &Proxy) -> Result<Self, Error> {
+        let frame = proxy.max_frame.unwrap_or(MAX_FRAME);
         let wire = proxy.dial().await?;
         match &proxy.tls {
-            None => Self::start(wire).await,
+            None => Self::start(wire, frame).await,
             Some(config) => {
                 let config = Arc::new(tls::with_alpn(config, b"h2"));
                 let name = proxy.server_name()?;
@@ -38,19 +39,19 @@ impl Connection {
                 if agreed.alpn.as_deref() != Some(b"h2") {
                     return Err(Error::Protocol("the proxy did not agree to h2"));
                 }
-                Self::start(stream).await
+                Self::start(stream, frame).await
             }
         }
     }
 
-    async fn start<I>(io: I) -> Result<Self, Error>
+    async fn start<I>(io: I, max_frame: u32) -> Result<Self, Error>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let (requests, mut connection) = Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(FRAME)
+            .max_frame_size(max_frame)
             .max_header_list_size(32 << 10)
             .max_send_buffer_size(256 << 10)
             .enable_push(false)

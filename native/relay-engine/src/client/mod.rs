@@ -42,6 +42,8 @@ pub struct Proxy {
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// Credentials, e.g. `Bearer …`: sent as `Authorization`, or `Proxy-Authorization` for classic CONNECT.
     pub credentials: Option<HeaderValue>,
+    /// Largest HTTP/2 frame that the proxy may send, 16384 to 16777215; `None` = what serves bulk best.
+    pub max_frame: Option<u32>,
 }
 
 impl Proxy {

@@ -79,6 +79,7 @@ impl Relay {
             authority: format!("localhost:{}", bound.address.port()),
             tls: tls.then(|| trusting(&self.pem).unwrap()),
             credentials: None,
+            max_frame: None,
         }
     }
 }
@@ -168,6 +169,39 @@ fn payload_and_half_closes_in_every_cell() {
     });
 }
 
+/// The h2 crate ends a connection whose frames are larger than was offered.
+#[test]
+fn frames_are_as_small_as_was_asked_for() {
+    let relay = Relay::start("frames");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(
+        &runtime,
+        within(async {
+            let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let proxy = Proxy {
+                max_frame: Some(16_384),
+                ..relay.proxy(true)
+            };
+            let client = Client::connect(proxy, Http::H2).await.unwrap();
+            let (mut tunnel, mut target) = open(&client, &Form::Connect, &target).await;
+            let sending = tokio::task::spawn_local(async move {
+                target.write_all(&vec![7; 1 << 20]).await.unwrap();
+                target.shutdown().await.unwrap();
+            });
+            let mut got = 0;
+            while let Some(bytes) = tunnel.receiver.recv().await.unwrap() {
+                assert!(bytes.len() <= 16_384);
+                got += bytes.len();
+            }
+            assert_eq!(got, 1 << 20);
+            sending.await.unwrap();
+        }),
+    );
+}
+
 #[test]
 fn a_reset_of_the_target_is_no_clean_end() {
     matrix("reset", async |client, form, listener| {
@@ -222,6 +256,7 @@ async fn by_hand(answer: &str, form: &Form) -> (Result<Tunnel, Error>, String) {
         authority: "proxy.example".to_owned(),
         tls: None,
         credentials: Some(HeaderValue::from_static("Bearer secret")),
+        max_frame: None,
     };
     let client = Client::connect(proxy, Http::H1).await.unwrap();
     let serve = async {

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use capsule_core::capsule::MAX_HEADER;
 use capsule_core::template::Template;
 use futures_util::future::Either;
 use http::HeaderValue;
@@ -26,6 +27,8 @@ pub(super) struct Gate {
     host: String,
     port: u16,
     proxy: Option<(Proxy, Http, Form)>,
+    /// Most that is sent in one piece.
+    piece: usize,
 }
 
 impl Gate {
@@ -33,6 +36,9 @@ impl Gate {
         Ok(Self {
             host: route.target_host.clone(),
             port: route.target_port,
+            piece: route
+                .max_frame
+                .map_or(PAYLOAD, |frame| (frame as usize - MAX_HEADER).min(PAYLOAD)),
             proxy: match route.mode {
                 Mode::Direct => None,
                 Mode::Connect => Some((route, Form::Connect)),
@@ -59,6 +65,7 @@ impl Gate {
         Ok(Link {
             host: self.host.clone(),
             port: self.port,
+            piece: self.piece,
             client,
         })
     }
@@ -111,6 +118,7 @@ fn through(route: &Route, form: Form) -> Result<(Proxy, Http, Form), Failure> {
         credentials: credentials
             .transpose()
             .map_err(|_| usage("the credentials cannot stand in a header field"))?,
+        max_frame: route.max_frame,
     };
     Ok((proxy, http.http(), form))
 }
@@ -131,6 +139,7 @@ fn explain(error: Error) -> Failure {
 pub(super) struct Link {
     host: String,
     port: u16,
+    piece: usize,
     client: Option<(Rc<Client>, Form)>,
 }
 
@@ -164,7 +173,7 @@ impl Link {
         let opening = client.open(form, &self.host, self.port);
         let tunnel = opening.await.map_err(explain)?;
         Ok(Path {
-            sender: PathSender::Tunnel(Box::new(tunnel.sender)),
+            sender: PathSender::Tunnel(Box::new(tunnel.sender), self.piece),
             receiver: PathReceiver::Tunnel(Box::new(tunnel.receiver)),
         })
     }
@@ -180,7 +189,8 @@ pub(super) struct Path {
 /// To the origin.
 #[derive(Debug)]
 pub(super) enum PathSender {
-    Tunnel(Box<Sender>),
+    /// The most that is sent in one piece comes with it.
+    Tunnel(Box<Sender>, usize),
     Tcp(OwnedWriteHalf, Vec<u8>),
 }
 
@@ -194,7 +204,7 @@ pub(super) enum PathReceiver {
 impl PathSender {
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         match self {
-            Self::Tunnel(sender) => sender.send(bytes).await?,
+            Self::Tunnel(sender, _) => sender.send(bytes).await?,
             Self::Tcp(write, _) => write.write_all(bytes).await?,
         }
         Ok(())
@@ -208,8 +218,8 @@ impl PathSender {
     ) -> Result<u64, Failure> {
         let rest = usize::try_from(rest).unwrap_or(usize::MAX);
         let size = match self {
-            Self::Tunnel(sender) => {
-                let size = sender.room().await?.min(rest);
+            Self::Tunnel(sender, piece) => {
+                let size = sender.room().await?.min(rest).min(*piece);
                 let mut buffer = Buffer::take();
                 fill(buffer.payload_mut(size));
                 sender.send_buffer(buffer, size).await?;
@@ -228,7 +238,7 @@ impl PathSender {
 
     pub(super) async fn finish(&mut self) -> Result<(), Failure> {
         match self {
-            Self::Tunnel(sender) => sender.finish().await?,
+            Self::Tunnel(sender, _) => sender.finish().await?,
             Self::Tcp(write, _) => write.shutdown().await?,
         }
         Ok(())
@@ -278,7 +288,7 @@ impl Path {
 
     /// The rest of the end, once both directions are finished.
     pub(super) async fn close(mut self) -> Result<(), Failure> {
-        if let (PathSender::Tunnel(sender), PathReceiver::Tunnel(receiver)) =
+        if let (PathSender::Tunnel(sender, _), PathReceiver::Tunnel(receiver)) =
             (&mut self.sender, &mut self.receiver)
         {
             sender.close().await?;

@@ -1,6 +1,7 @@
 //! What a run is to do.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -168,7 +169,14 @@ pub struct Route {
     /// Upgrade token of connect-tcp, if it is not the preferred one.
     #[serde(default)]
     pub profile: Option<String>,
+    /// Largest HTTP/2 frame, either way, as another client might have it: what it offers, and the most it sends in one
+    /// piece. Without it, frames are as large as our own client and the gateway want them.
+    #[serde(default)]
+    pub max_frame: Option<u32>,
 }
+
+/// What RFC 9113 §6.5.2 lets SETTINGS_MAX_FRAME_SIZE be.
+const FRAMES: RangeInclusive<u32> = 16_384..=16_777_215;
 
 impl Plan {
     /// Tunnels at a time.
@@ -187,6 +195,9 @@ impl Plan {
         }
         if !positive(self.timeout) || self.timeout > 1e6 {
             return Err(usage("the time-out is not a number of seconds"));
+        }
+        if self.route.max_frame.is_some_and(|it| !FRAMES.contains(&it)) {
+            return Err(usage("the largest frame is 16384 to 16777215 bytes"));
         }
         match self.work {
             Work::Bulk { bytes: 0, .. } => Err(usage("there are no bytes to move")),

@@ -118,6 +118,10 @@ fn what_cannot_be_is_said_in_one_line() {
     let no_proxy = json!({
         "mode": "connect", "http": "h2", "proxy": null, "target_host": "127.0.0.1", "target_port": 1,
     });
+    let small_frames = json!({
+        "mode": "direct", "http": null, "proxy": null, "target_host": "127.0.0.1", "target_port": 1,
+        "max_frame": 1000,
+    });
     for (work, more, fault, says) in [
         (bulk(), json!({"connections": 0}), true, "at least 1"),
         (
@@ -137,6 +141,12 @@ fn what_cannot_be_is_said_in_one_line() {
             json!({"route": unreachable}),
             false,
             "127.0.0.1:1: ",
+        ),
+        (
+            bulk(),
+            json!({"route": small_frames}),
+            true,
+            "largest frame",
         ),
         (bulk(), json!({"pids": [-5]}), false, "process -5"),
         (

@@ -1,7 +1,8 @@
 //! The load client of [`relay_engine::load`] without Python, for benchmarks of the engine alone.
 //!
 //! `relay-load origin` is the source and sink, a process of its own so that its CPU time is not the client's.
-//! `relay-load bulk …` moves bytes through one tunnel and tells time, CPU seconds and memory as one line. `relay bench` does more.
+//! `relay-load bulk …` moves bytes through one tunnel and tells time, CPU seconds and memory as one line; `relay-load plan` runs
+//! whatever a [`Plan`] says. `relay bench` is for people.
 
 mod options;
 
@@ -21,10 +22,12 @@ use serde_json::Value;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const HELP: &str = "usage: relay-load origin [--address IP:PORT]
+       relay-load plan < PLAN.json
        relay-load bulk --proxy IP:PORT --mode h1|h1tls|h2|h2c|h3|tcp [--form connect|connect-tcp]
                        [--direction down|up] [--bytes 1e9] [--authority NAME[:PORT]] [--ca FILE] [--token TOKEN]
-                       [--origin IP:PORT] [--pid RELAY] [--verify] [--json] [--timeout SECONDS]
+                       [--origin IP:PORT] [--pid RELAY] [--verify] [--json] [--timeout SECONDS] [--max-frame BYTES]
 
+plan    does what the JSON document says, any kind of load in any shape (relay_engine::load::Plan); the result is JSON too.
 origin  sends or takes bytes on loopback; prints its address.
 bulk    without --origin, it starts one. Mode tcp connects to --proxy as it is: the origin itself, or a TCP proxy before it.";
 
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let command = arguments.next();
     let result = match command.as_deref() {
         Some("origin") => Options::parse(arguments).and_then(|it| origin(&it)),
+        Some("plan") => Options::parse(arguments).and_then(|_| given()),
         Some("bulk") => Options::parse(arguments).and_then(|it| bulk(&it)),
         Some("--help" | "-h" | "help") => {
             println!("{HELP}");
@@ -90,6 +94,16 @@ impl Drop for OwnOrigin {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// A run as standard input has it.
+fn given() -> Result<(), Failure> {
+    let plan = serde_json::from_reader(std::io::stdin().lock()).map_err(usage)?;
+    println!(
+        "{}",
+        Value::Object(run(plan, &Arc::new(Progress::default()))?)
+    );
+    Ok(())
 }
 
 fn bulk(options: &Options) -> Result<(), Failure> {
@@ -189,6 +203,7 @@ fn plan(options: &Options, origin: SocketAddr) -> Result<Plan, Failure> {
             credentials: options.text("token").map(|token| format!("Bearer {token}")),
             template: None,
             profile: None,
+            max_frame: options.get("max-frame")?,
         },
         connections: 1,
         streams: 1,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use relay_engine::load::{Failure, usage};
 
 const SWITCHES: [&str; 2] = ["verify", "json"];
-const VALUES: [&str; 12] = [
+const VALUES: [&str; 13] = [
     "address",
     "proxy",
     "mode",
@@ -18,6 +18,7 @@ const VALUES: [&str; 12] = [
     "origin",
     "pid",
     "timeout",
+    "max-frame",
 ];
 
 /// Options by name, without the dashes.
