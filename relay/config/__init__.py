@@ -1,7 +1,7 @@
 """The configuration: models, loading, faults with their lines."""
 
 from relay.config.config import Config
-from relay.config.models import Admin, Auth, Egress, Limits, Listener, Log, Policy, Profile, Protocol, Rule
+from relay.config.models import Admin, Auth, Egress, Limits, Listener, Log, Policy, Profile, Protocol, Quic, Rule
 
 __all__ = [
     "Admin",
@@ -14,5 +14,6 @@ __all__ = [
     "Policy",
     "Profile",
     "Protocol",
+    "Quic",
     "Rule",
 ]

@@ -30,6 +30,7 @@ class Config(models.Section):
     protocols: dict[str, models.Protocol] = {}
     egress: models.Egress = models.Egress()
     policy: models.Policy = models.Policy()
+    quic: models.Quic = models.Quic()
     limits: models.Limits = models.Limits()
     admin: models.Admin = models.Admin()
     log: models.Log = models.Log()

@@ -215,6 +215,12 @@ class Policy(Section):
     rules: list[Rule] = []
 
 
+class Quic(Section):
+    """QUIC towards clients."""
+
+    congestion_control: Literal["cubic", "bbr"] = "cubic"
+
+
 class Limits(Section):
     """What bounds everything."""
 

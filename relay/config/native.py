@@ -75,6 +75,7 @@ def dumps(config: "Config", hook: bool) -> str:
                 "hook_timeout": seconds(policy.hook_timeout),
                 "hook_cache": seconds(policy.hook_cache),
             },
+            "quic": {"congestion_control": config.quic.congestion_control},
             "limits": {
                 "header_timeout": seconds(limits.header_timeout),
                 "idle_timeout": seconds(limits.idle_timeout),

@@ -51,6 +51,7 @@ def test_the_shortest_file_has_every_default(tmp_path: Path) -> None:
             "client_auth_required": False,
         }
     ]
+    assert native["quic"] == {"congestion_control": "cubic"}
     assert native["limits"] == {
         "header_timeout": 10.0,
         "idle_timeout": 3600.0,
@@ -144,6 +145,7 @@ FAULTS = [
     ),
     (LISTENER + '[[policy.rules]]\naction = "deny"\nhots = ["a"]', 5, "policy.rules[0].hots", "did you mean hosts?"),
     (LISTENER + '[[policy.rules]]\naction = "deny"\nprotocols = ["ftp"]', 5, "policy.rules[0].protocols", "'ftp'"),
+    (LISTENER + '[quic]\ncongestion_control = "reno"', 4, "quic.congestion_control", "'cubic' or 'bbr'"),
     (LISTENER + "[limits]\nmax_connections = 0", 4, "limits.max_connections", "expected 1 or more"),
     (LISTENER + '[limits]\nbuffer_per_tunnel = "1 mb"', 4, "limits.buffer_per_tunnel", "with a unit"),
     (LISTENER + f'[limits]\nbuffer_per_tunnel = "{"9" * 400}MiB"', 4, "limits.buffer_per_tunnel", "a smaller size"),

@@ -31,6 +31,8 @@ pub struct Config {
     pub egress: Egress,
     /// Which targets may be reached.
     pub policy: Policy,
+    /// QUIC towards clients.
+    pub quic: Quic,
     /// What bounds everything.
     pub limits: Limits,
     /// Where the access log goes.
@@ -177,6 +179,25 @@ pub struct Rule {
     pub ports: Vec<(u16, u16)>,
     /// Protocol names.
     pub protocols: Vec<String>,
+}
+
+/// QUIC towards clients.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quic {
+    /// How much is sent at a time.
+    pub congestion_control: CongestionControl,
+}
+
+/// How a sender finds out what a path carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CongestionControl {
+    /// CUBIC (RFC 9438): loss means that it was too much.
+    #[default]
+    Cubic,
+    /// BBR: the rate of delivery and the round-trip time tell; loss alone slows nothing down.
+    Bbr,
 }
 
 /// What bounds everything.

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::auth::Credentials;
-use crate::config::{Config, Egress, Limits};
+use crate::config::{Config, Egress, Limits, Quic};
 use crate::decide::Decider;
 use crate::hook::HookCache;
 use crate::metrics::{Stats, WorkerMetrics};
@@ -52,6 +52,8 @@ pub struct Generation {
     pub hook: Option<std::time::Duration>,
     /// Remembered decisions.
     pub hook_cache: HookCache,
+    /// QUIC towards clients.
+    pub quic: Quic,
     /// Bounds.
     pub limits: Limits,
     /// Budget for tunnel buffers in bytes.
@@ -92,6 +94,7 @@ impl Generation {
             egress: config.egress.clone(),
             hook: config.policy.hook.then_some(config.policy.hook_timeout),
             hook_cache: HookCache::new(config.policy.hook_cache),
+            quic: config.quic.clone(),
             limits: config.limits.clone(),
             memory,
             tls,

@@ -166,8 +166,12 @@ fn serve_listener(
     let Some(tls) = &generation.tls[listener.index] else {
         return Err(format!("{place}: h3 needs a certificate and a private key"));
     };
-    let endpoint = quic::endpoint(socket, worker.index, quic::server_config(tls))
-        .map_err(|error| format!("{place}: {error}"))?;
+    let endpoint = quic::endpoint(
+        socket,
+        worker.index,
+        quic::server_config(tls, &generation.quic),
+    )
+    .map_err(|error| format!("{place}: {error}"))?;
     spawn_local(h3::accept(worker.clone(), endpoint.clone(), listener.index));
     Ok(Some(endpoint))
 }

@@ -59,7 +59,7 @@ impl Connection {
         crypto.enable_early_data = false;
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).map_err(failed)?;
         let mut client = quinn::ClientConfig::new(Arc::new(crypto));
-        let mut transport = quic::transport_config(STREAM_WINDOW);
+        let mut transport = quic::transport_config(STREAM_WINDOW, proxy.congestion_control);
         // A server opens no bidirectional stream in HTTP/3.
         transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
         client.transport_config(Arc::new(transport));

@@ -25,7 +25,7 @@ use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::net::TcpStream;
 
-use crate::config::Http;
+use crate::config::{CongestionControl, Http};
 use crate::transport::wire::Wire;
 
 /// `Capsule-Protocol`.
@@ -44,6 +44,8 @@ pub struct Proxy {
     pub credentials: Option<HeaderValue>,
     /// Largest HTTP/2 frame that the proxy may send, 16384 to 16777215; `None` = what serves bulk best.
     pub max_frame: Option<u32>,
+    /// HTTP/3: of what is sent to the proxy.
+    pub congestion_control: CongestionControl,
 }
 
 impl Proxy {

@@ -119,6 +119,7 @@ fn through(route: &Route, form: Form) -> Result<(Proxy, Http, Form), Failure> {
             .transpose()
             .map_err(|_| usage("the credentials cannot stand in a header field"))?,
         max_frame: route.max_frame,
+        congestion_control: route.congestion_control,
     };
     Ok((proxy, http.http(), form))
 }

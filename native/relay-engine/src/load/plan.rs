@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, usage};
-use crate::config::Http;
+use crate::config::{CongestionControl, Http};
 
 /// One run.
 #[derive(Debug, Clone, Deserialize)]
@@ -173,6 +173,9 @@ pub struct Route {
     /// piece. Without it, frames are as large as our own client and the gateway want them.
     #[serde(default)]
     pub max_frame: Option<u32>,
+    /// HTTP/3: of what the client sends.
+    #[serde(default)]
+    pub congestion_control: CongestionControl,
 }
 
 /// What RFC 9113 §6.5.2 lets SETTINGS_MAX_FRAME_SIZE be.

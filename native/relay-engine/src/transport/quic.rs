@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::CubicConfig;
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::{
     ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, Runtime, ServerConfig,
     TransportConfig, VarInt,
@@ -16,6 +16,7 @@ use rustls::crypto::SecureRandom;
 
 use super::gather::Gather;
 use super::tls::ListenerTls;
+use crate::config::{CongestionControl, Quic};
 
 /// Connection IDs: the worker's index, then seven random bytes.
 const CONNECTION_ID: usize = 8;
@@ -61,7 +62,14 @@ fn random() -> &'static dyn SecureRandom {
 }
 
 /// Transport parameters for both sides.
-pub fn transport_config(stream_window: u32) -> TransportConfig {
+pub fn transport_config(
+    stream_window: u32,
+    congestion_control: CongestionControl,
+) -> TransportConfig {
+    let controller: Arc<dyn ControllerFactory + Send + Sync> = match congestion_control {
+        CongestionControl::Cubic => Arc::new(CubicConfig::default()),
+        CongestionControl::Bbr => Arc::new(BbrConfig::default()),
+    };
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
@@ -73,16 +81,19 @@ pub fn transport_config(stream_window: u32) -> TransportConfig {
         .initial_mtu(1280)
         .max_idle_timeout(IdleTimeout::try_from(IDLE).ok())
         .keep_alive_interval(Some(IDLE / 4))
-        .congestion_controller_factory(Arc::new(CubicConfig::default()))
+        .congestion_controller_factory(controller)
         .datagram_receive_buffer_size(Some(1 << 20));
     transport
 }
 
 /// The server side of a listener with `tls`.
-pub fn server_config(tls: &ListenerTls) -> ServerConfig {
+pub fn server_config(tls: &ListenerTls, quic: &Quic) -> ServerConfig {
     let mut config = ServerConfig::with_crypto(tls.quic.clone());
     config
-        .transport_config(Arc::new(transport_config(STREAM_WINDOW)))
+        .transport_config(Arc::new(transport_config(
+            STREAM_WINDOW,
+            quic.congestion_control,
+        )))
         .max_incoming(INCOMING)
         .incoming_buffer_size_total(INCOMING_BYTES)
         .migration(true);

@@ -12,6 +12,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use options::Options;
+use relay_engine::config::CongestionControl;
 use relay_engine::load::{
     Direction, Failure, Mode, Origin, Plan, Progress, Route, Transport, Work, failed, run, usage,
 };
@@ -26,6 +27,7 @@ const HELP: &str = "usage: relay-load origin [--address IP:PORT]
        relay-load bulk --proxy IP:PORT --mode h1|h1tls|h2|h2c|h3|tcp [--form connect|connect-tcp]
                        [--direction down|up] [--bytes 1e9] [--authority NAME[:PORT]] [--ca FILE] [--token TOKEN]
                        [--origin IP:PORT] [--pid RELAY] [--verify] [--json] [--timeout SECONDS] [--max-frame BYTES]
+                       [--congestion-control cubic|bbr]
 
 plan    does what the JSON document says, any kind of load in any shape (relay_engine::load::Plan); the result is JSON too.
 origin  sends or takes bytes on loopback; prints its address.
@@ -204,6 +206,7 @@ fn plan(options: &Options, origin: SocketAddr) -> Result<Plan, Failure> {
             template: None,
             profile: None,
             max_frame: options.get("max-frame")?,
+            congestion_control: congestion_control(options)?,
         },
         connections: 1,
         streams: 1,
@@ -211,4 +214,15 @@ fn plan(options: &Options, origin: SocketAddr) -> Result<Plan, Failure> {
         timeout: options.get("timeout")?.unwrap_or(180.0),
         pids: options.get("pid")?.into_iter().collect(),
     })
+}
+
+/// How an HTTP/3 client sends.
+fn congestion_control(options: &Options) -> Result<CongestionControl, Failure> {
+    match options.text("congestion-control") {
+        None | Some("cubic") => Ok(CongestionControl::Cubic),
+        Some("bbr") => Ok(CongestionControl::Bbr),
+        Some(other) => Err(usage(format_args!(
+            "--congestion-control: {other} is neither cubic nor bbr"
+        ))),
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use relay_engine::load::{Failure, usage};
 
 const SWITCHES: [&str; 2] = ["verify", "json"];
-const VALUES: [&str; 13] = [
+const VALUES: [&str; 14] = [
     "address",
     "proxy",
     "mode",
@@ -19,6 +19,7 @@ const VALUES: [&str; 13] = [
     "pid",
     "timeout",
     "max-frame",
+    "congestion-control",
 ];
 
 /// Options by name, without the dashes.

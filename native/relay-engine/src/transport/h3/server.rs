@@ -70,7 +70,7 @@ pub async fn accept(worker: Rc<Worker>, endpoint: quinn::Endpoint, listener: usi
                     incoming.refuse();
                     continue;
                 };
-                let config = Arc::new(quic::server_config(tls));
+                let config = Arc::new(quic::server_config(tls, &generation.quic));
                 server = Some((generation.number, config.clone()));
                 config
             }
