@@ -54,6 +54,53 @@ pub struct Buffer {
     hold: Option<Hold>,
 }
 
+/// What all tunnels of a connection may have given to its transport without its having let go of it, in bytes. Keeps the memory that
+/// many tunnels send from as small and as hot as that of one, and lets them send in turn.
+#[derive(Debug, Clone)]
+pub struct Allowance(Arc<Allowed>);
+
+#[derive(Debug)]
+struct Allowed {
+    most: usize,
+    held: AtomicUsize,
+    less: Notify,
+}
+
+impl Allowance {
+    /// So many bytes.
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(Allowed {
+            most,
+            held: AtomicUsize::new(0),
+            less: Notify::new(),
+        }))
+    }
+
+    /// Whether there is room.
+    pub fn has_room(&self) -> bool {
+        self.0.held.load(Ordering::Acquire) < self.0.most
+    }
+
+    /// Waits for room. Whoever is let through passes the word on, by [`pass_on`](Self::pass_on), once it took what it needs.
+    pub async fn room(&self) {
+        while !self.has_room() {
+            let less = self.0.less.notified();
+            // Between the look and the wait the last byte may have gone.
+            if self.has_room() {
+                return;
+            }
+            less.await;
+        }
+    }
+
+    /// Lets the next one look.
+    pub fn pass_on(&self) {
+        if self.has_room() {
+            self.0.less.notify_one();
+        }
+    }
+}
+
 /// Counts the chunks that a transport was given and has not let go of yet.
 #[derive(Debug, Clone, Default)]
 pub struct Backlog(Arc<Held>);
@@ -63,9 +110,18 @@ struct Held {
     chunks: AtomicUsize,
     waiting: AtomicBool,
     fewer: Notify,
+    allowance: Option<Allowance>,
 }
 
 impl Backlog {
+    /// One whose bytes count against an allowance too.
+    pub fn within(allowance: &Allowance) -> Self {
+        Self(Arc::new(Held {
+            allowance: Some(allowance.clone()),
+            ..Held::default()
+        }))
+    }
+
     /// Chunks that are still held.
     pub fn held(&self) -> usize {
         self.0.chunks.load(Ordering::Acquire)
@@ -100,23 +156,36 @@ impl Backlog {
                 &self.bytes
             }
         }
-        let _hold = self.hold();
+        let _hold = self.hold(bytes.len());
         Bytes::from_owner(Counted { bytes, _hold })
     }
 
-    fn hold(&self) -> Hold {
+    fn hold(&self, bytes: usize) -> Hold {
         self.0.chunks.fetch_add(1, Ordering::AcqRel);
-        Hold(self.clone())
+        if let Some(allowance) = &self.0.allowance {
+            allowance.0.held.fetch_add(bytes, Ordering::AcqRel);
+        }
+        Hold {
+            backlog: self.clone(),
+            bytes,
+        }
     }
 }
 
 /// One chunk's place in a backlog.
 #[derive(Debug)]
-struct Hold(Backlog);
+struct Hold {
+    backlog: Backlog,
+    bytes: usize,
+}
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let held = &self.0.0;
+        let held = &self.backlog.0;
+        if let Some(allowance) = &held.allowance {
+            allowance.0.held.fetch_sub(self.bytes, Ordering::AcqRel);
+            allowance.pass_on();
+        }
         held.chunks.fetch_sub(1, Ordering::AcqRel);
         if held.waiting.load(Ordering::Acquire) {
             held.fewer.notify_one();
@@ -167,10 +236,10 @@ impl Buffer {
         if end - start < WORTH_KEEPING {
             return Bytes::from_owner(Few {
                 bytes: self.as_ref()[start..end].into(),
-                _hold: backlog.hold(),
+                _hold: backlog.hold(end - start),
             });
         }
-        self.hold = Some(backlog.hold());
+        self.hold = Some(backlog.hold(end - start));
         self.freeze(start, end)
     }
 }
@@ -210,6 +279,7 @@ impl Drop for Buffer {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -241,5 +311,29 @@ mod tests {
         assert_eq!((&few[..], backlog.held()), (&b"few"[..], 1));
         drop(few);
         assert_eq!(backlog.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_allowance_lets_them_send_in_turn() {
+        let allowance = Allowance::new(100);
+        let (one, two) = (Backlog::within(&allowance), Backlog::within(&allowance));
+        allowance.room().await;
+        // What was let through may be more than what was left.
+        let chunks = [one.count(vec![0; 60].into()), two.count(vec![0; 60].into())];
+        let waiting = [(); 2].map(|()| {
+            tokio::spawn({
+                let allowance = allowance.clone();
+                async move {
+                    allowance.room().await;
+                    allowance.pass_on();
+                }
+            })
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting[0].is_finished());
+        drop(chunks);
+        for waiting in waiting {
+            waiting.await.unwrap();
+        }
     }
 }

@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
-use crate::transport::h2::{H2Recv, H2Send};
+use crate::pool::Allowance;
+use crate::transport::h2::{H2Recv, H2Send, UNSENT};
 use crate::transport::tls::connect;
 
 /// What the proxy may send on one stream before it is taken.
@@ -24,6 +25,7 @@ const MAX_FRAME: u32 = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Connection {
     requests: SendRequest<Bytes>,
+    allowance: Allowance,
 }
 
 impl Connection {
@@ -66,7 +68,10 @@ impl Connection {
         if let Some(ping) = ping {
             settled(ping).await?;
         }
-        Ok(Self { requests })
+        Ok(Self {
+            requests,
+            allowance: Allowance::new(UNSENT),
+        })
     }
 
     pub(super) async fn open_tunnel(&self, proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error> {
@@ -100,7 +105,7 @@ impl Connection {
         Ok((
             fields,
             Recv::H2(H2Recv::new(body)),
-            Send::H2(H2Send::new(stream)),
+            Send::H2(H2Send::new(stream, self.allowance.clone())),
         ))
     }
 }

@@ -3,8 +3,11 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::LocalSet;
+use tokio::sync::mpsc;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{Instant, sleep_until};
 
 use super::*;
 use crate::{Config, Engine};
@@ -51,6 +54,7 @@ impl Relay {
                 "allow_networks": ["127.0.0.0/8"], "deny_networks": [], "deny_ports": [25], "rules": [],
                 "hook": false, "hook_timeout": 1.0, "hook_cache": 0.0,
             },
+            "quic": {"congestion_control": "cubic"},
             "limits": {
                 "header_timeout": 5.0, "idle_timeout": 60.0, "idle_timeout_datagram": 120.0, "drain_timeout": 1.0,
                 "max_connections": 1000, "max_tunnels_per_principal": 1000, "buffer_per_tunnel": 1 << 20,
@@ -80,6 +84,7 @@ impl Relay {
             tls: tls.then(|| trusting(&self.pem).unwrap()),
             credentials: None,
             max_frame: None,
+            congestion_control: CongestionControl::default(),
         }
     }
 }
@@ -169,6 +174,82 @@ fn payload_and_half_closes_in_every_cell() {
     });
 }
 
+/// Hands on what comes from `from`, each piece after `delay`.
+async fn later(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
+    let (sender, mut waiting) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
+    let take = async move {
+        let mut piece = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from.read(&mut piece).await {
+            let due = Instant::now() + delay;
+            if sender.send((due, piece[..length].to_vec())).await.is_err() {
+                return;
+            }
+        }
+    };
+    let give = async move {
+        while let Some((due, piece)) = waiting.recv().await {
+            sleep_until(due).await;
+            if to.write_all(&piece).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(take, give);
+}
+
+/// With a fixed window the upload would take `SIZE / window` round trips, whatever the machine can do.
+#[test]
+fn uploads_over_a_long_path_are_given_larger_windows() {
+    const ONE_WAY: Duration = Duration::from_millis(25);
+    const SIZE: usize = 48 << 20;
+    const FIXED: Duration = Duration::from_millis(50 * (SIZE / (512 << 10)) as u64);
+    let relay = Relay::start("long");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let mut proxy = relay.proxy(true);
+        let path = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = std::mem::replace(&mut proxy.address, path.local_addr().unwrap());
+        spawn_local(async move {
+            let (client, _) = path.accept().await.unwrap();
+            let (client_recv, client_send) = client.into_split();
+            let (relay_recv, relay_send) = TcpStream::connect(near).await.unwrap().into_split();
+            tokio::join!(
+                later(client_recv, relay_send, ONE_WAY),
+                later(relay_recv, client_send, ONE_WAY)
+            );
+        });
+        let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        within(async {
+            let client = Client::connect(proxy, Http::H2).await.unwrap();
+            let form = Form::connect_tcp().unwrap();
+            let (mut tunnel, mut target) = open(&client, &form, &target).await;
+            let began = Instant::now();
+            let up = async {
+                let piece = vec![7; 1 << 20];
+                for _ in 0..SIZE >> 20 {
+                    tunnel.sender.send(&piece).await.unwrap();
+                }
+                tunnel.sender.finish().await.unwrap();
+            };
+            let mut taken = 0;
+            let take = async {
+                let mut room = vec![0; 64 << 10];
+                while let length @ 1.. = target.read(&mut room).await.unwrap() {
+                    taken += length;
+                }
+            };
+            tokio::join!(up, take);
+            assert_eq!(taken, SIZE);
+            let took = began.elapsed();
+            assert!(took < FIXED * 3 / 4, "{took:?} of {FIXED:?}");
+        })
+        .await;
+    });
+}
+
 /// The h2 crate ends a connection whose frames are larger than was offered.
 #[test]
 fn frames_are_as_small_as_was_asked_for() {
@@ -183,6 +264,7 @@ fn frames_are_as_small_as_was_asked_for() {
             let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let proxy = Proxy {
                 max_frame: Some(16_384),
+                congestion_control: CongestionControl::default(),
                 ..relay.proxy(true)
             };
             let client = Client::connect(proxy, Http::H2).await.unwrap();
@@ -257,6 +339,7 @@ async fn by_hand(answer: &str, form: &Form) -> (Result<Tunnel, Error>, String) {
         tls: None,
         credentials: Some(HeaderValue::from_static("Bearer secret")),
         max_frame: None,
+        congestion_control: CongestionControl::default(),
     };
     let client = Client::connect(proxy, Http::H1).await.unwrap();
     let serve = async {

@@ -1,33 +1,36 @@
 //! HTTP/2: a connection that carries many requests, each of which may become a tunnel.
 
+mod window;
+
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::pool::{Backlog, Buffer};
+use crate::pool::{Allowance, Backlog, Buffer};
 use crate::session;
 use crate::state::Phase;
 use crate::transport::{
     CHUNKS, Exchange, FLUSH, Fault, Gone, Lost, Peer, RecvHalf, Refusal, RequestHead, SendHalf,
 };
 use crate::worker::Worker;
+use window::{Meter, Window};
 
-/// What a client may send on one stream before the target takes it.
-pub const STREAM_WINDOW: u32 = 512 << 10;
 /// The connection's window is never the bound: a stalled tunnel must not freeze its neighbours.
 pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const HEADER_LIST: u32 = 32 << 10;
 const STREAMS: u32 = 4096;
 /// Unsent bytes of one stream that the library holds.
 const SEND_BUFFER: usize = 256 << 10;
+/// Unsent bytes of all streams of a connection. None of them waits for a window: a stream is given only what its own has room for.
+pub const UNSENT: usize = 1 << 20;
 /// Memory that small DATA frames of stalled tunnels may cost a connection.
 const SMALL_FRAMES: usize = 64 << 20;
 /// Streams that a client reset before they were looked at.
@@ -45,7 +48,7 @@ fn builder() -> Builder {
         //= rfc8441 §3 setting
         //= connect-tcp §3.2 enable-connect-protocol
         .enable_connect_protocol()
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(window::FIRST)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(256 << 10)
         .max_header_list_size(HEADER_LIST)
@@ -66,6 +69,10 @@ where
         return;
     };
     let peer = Rc::new(peer);
+    let allowance = Allowance::new(UNSENT);
+    let meter = Meter::default();
+    let mut window = Window::new(meter.clone());
+    let mut pings = connection.ping_pong();
     let mut draining = false;
     let mut asked = false;
     // How often in a row the connection was looked at and had no stream.
@@ -74,6 +81,11 @@ where
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
+            larger = poll_fn(|cx| widen(cx, &mut window, pings.as_mut())) => {
+                // Only a connection that is over refuses.
+                let _ = connection.set_initial_window_size(larger);
+                continue;
+            }
             () = worker.reached(Phase::Draining), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
@@ -117,7 +129,7 @@ where
             respond.send_reset(Reason::PROTOCOL_ERROR);
             continue;
         }
-        let (head, exchange) = exchange(request, respond);
+        let (head, exchange) = exchange(request, respond, allowance.clone(), &meter);
         // Boxed before it is spawned: a task keeps room for what it was given.
         let opening = Box::pin(session::open(worker.clone(), peer.clone(), head, exchange));
         let worker = worker.clone();
@@ -127,6 +139,29 @@ where
             }
         });
     }
+}
+
+/// Asks and hears how much the path holds; ready with a larger window. Looks whenever the connection does anything.
+fn widen(cx: &mut Context<'_>, window: &mut Window, pings: Option<&mut PingPong>) -> Poll<u32> {
+    let Some(pings) = pings else {
+        return Poll::Pending;
+    };
+    loop {
+        match pings.poll_pong(cx) {
+            Poll::Ready(Ok(_)) => {
+                if let Some(larger) = window.answered(Instant::now().into_std()) {
+                    return Poll::Ready(larger);
+                }
+            }
+            Poll::Ready(Err(_)) => return Poll::Pending,
+            Poll::Pending => break,
+        }
+    }
+    // One that cannot be sent is never answered: no more are asked for then.
+    if window.ask(Instant::now().into_std()) {
+        let _ = pings.send_ping(Ping::opaque());
+    }
+    Poll::Pending
 }
 
 /// Whether a value begins or ends with white space.
@@ -142,6 +177,8 @@ fn is_padded(value: &HeaderValue) -> bool {
 fn exchange(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    allowance: Allowance,
+    meter: &Meter,
 ) -> (RequestHead, H2Exchange) {
     let (parts, body) = request.into_parts();
     let protocol = parts.extensions.get::<h2::ext::Protocol>();
@@ -163,8 +200,12 @@ fn exchange(
     let head_only = head.method == "HEAD";
     let exchange = H2Exchange {
         head_only,
-        body,
+        body: H2Recv {
+            body,
+            stream: Some(meter.stream()),
+        },
         respond,
+        allowance,
     };
     (head, exchange)
 }
@@ -172,8 +213,9 @@ fn exchange(
 struct H2Exchange {
     /// An answer has no content (RFC 9110 §9.3.2).
     head_only: bool,
-    body: RecvStream,
+    body: H2Recv,
     respond: SendResponse<Bytes>,
+    allowance: Allowance,
 }
 
 fn response(status: u16, fields: Vec<(HeaderName, HeaderValue)>) -> Response<()> {
@@ -209,7 +251,7 @@ impl Exchange for H2Exchange {
             && !self.head_only
         {
             // Given up by the caller's time-out, it resets the stream.
-            let mut send = H2Send::new(stream);
+            let mut send = H2Send::new(stream, self.allowance);
             let body = send.backlog.count(refusal.body);
             if send.stream.send_data(body, true).is_err() {
                 return;
@@ -233,7 +275,7 @@ impl Exchange for H2Exchange {
             .respond
             .send_response(response(200, fields), false)
             .map_err(|_| Gone)?;
-        Ok((H2Recv::new(self.body), H2Send::new(stream)))
+        Ok((self.body, H2Send::new(stream, self.allowance)))
     }
 
     async fn gone(&mut self) -> Gone {
@@ -246,12 +288,14 @@ impl Exchange for H2Exchange {
 #[derive(Debug)]
 pub struct H2Recv {
     body: RecvStream,
+    /// Counts towards the connection's window.
+    stream: Option<window::Stream>,
 }
 
 impl H2Recv {
     /// Reads the stream's DATA frames.
     pub fn new(body: RecvStream) -> Self {
-        Self { body }
+        Self { body, stream: None }
     }
 }
 
@@ -293,6 +337,9 @@ impl RecvHalf for H2Recv {
 
     fn release(&mut self, bytes: usize) {
         let _ = self.body.flow_control().release_capacity(bytes);
+        if let Some(stream) = &mut self.stream {
+            stream.moved(bytes);
+        }
     }
 
     fn abort(&mut self, _: Fault) {}
@@ -303,15 +350,17 @@ impl RecvHalf for H2Recv {
 pub struct H2Send {
     stream: SendStream<Bytes>,
     backlog: Backlog,
+    allowance: Allowance,
     over: bool,
 }
 
 impl H2Send {
     /// Writes the stream's DATA frames.
-    pub fn new(stream: SendStream<Bytes>) -> Self {
+    pub fn new(stream: SendStream<Bytes>, allowance: Allowance) -> Self {
         Self {
             stream,
-            backlog: Backlog::default(),
+            backlog: Backlog::within(&allowance),
+            allowance,
             over: false,
         }
     }
@@ -326,6 +375,13 @@ impl SendHalf for H2Send {
                 gone = self.gone() => return Err(gone),
             }
         }
+        if !self.allowance.has_room() {
+            let allowance = self.allowance.clone();
+            tokio::select! {
+                () = allowance.room() => {}
+                gone = self.gone() => return Err(gone),
+            }
+        }
         self.stream.reserve_capacity(want);
         poll_fn(|cx| {
             loop {
@@ -336,7 +392,11 @@ impl SendHalf for H2Send {
                 match self.stream.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => {}
                     Poll::Ready(_) => return Poll::Ready(Err(Gone)),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        // Its own window is closed: others may have what it does not take.
+                        self.allowance.pass_on();
+                        return Poll::Pending;
+                    }
                 }
             }
         })
@@ -346,6 +406,7 @@ impl SendHalf for H2Send {
     fn unready(&mut self) {
         // The connection's window is shared: what one stream has reserved no other can use.
         self.stream.reserve_capacity(0);
+        self.allowance.pass_on();
     }
 
     async fn send(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Gone> {
