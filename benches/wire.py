@@ -2,8 +2,8 @@
 
 The client is in one namespace, relay and origin are in the other. Offloads (GSO, GRO, TSO) off means a packet of at
 most 1,500 bytes each time, as with a plain network card; netem adds half the delay and all the loss on either side.
-Where the kernel has no netem, a process between two TUN devices does the same. TCP is CUBIC in both namespaces, QUIC too
-unless the cell says BBR. Needs root, iproute2 and ethtool; what is missing is said and left out.
+Where the kernel has no netem, a process between two TUN devices does the same. TCP is CUBIC in both namespaces, QUIC
+too unless the cell says BBR. Needs root, iproute2 and ethtool; what is missing is said and left out.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ class Link:
 
     def become(self, wire: Wire) -> None:
         if self.user is not None and wire.impaired:
-            return userlink.become(self.user, wire.delay_ms, wire.loss_percent)
+            userlink.become(self.user, wire.delay_ms, wire.loss_percent)
+            return
         state = "on" if wire.offload else "off"
         for space, device in self.ends():
             inside = within(space)
@@ -139,7 +140,7 @@ def within(space: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def cubic() -> Iterator[None]:
-    """TCP of this machine is CUBIC: a namespace begins with what is set then, and some kernels allow no change in it."""
+    """TCP here is CUBIC for now: a namespace begins with what is set then, and some kernels allow no change in it."""
     before = CONGESTION_CONTROL.read_text().strip()
     try:
         CONGESTION_CONTROL.write_text("cubic")
@@ -268,7 +269,9 @@ def marks(measured: Sequence[tuple[Wire, Run]]) -> list[str]:
                 if mine and base:
                     found = statistics.median(mine) / statistics.median(base)
                     verdict = "met" if found >= factor else "MISSED"
-                    lines.append(f"{wire.name}  {name} {direction:4} {found:6.2f} × {other} (mark {factor:g}) {verdict}")
+                    lines.append(
+                        f"{wire.name}  {name} {direction:4} {found:6.2f} × {other} (mark {factor:g}) {verdict}"
+                    )
     return lines
 
 

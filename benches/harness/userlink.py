@@ -1,8 +1,8 @@
 """A link with delay and loss in user space, for kernels without netem: two TUN devices and a process between them.
 
-Run as a program with two descriptors it forwards packets from each device to the other: every packet waits for the delay,
-some are dropped, and no more wait than the queue has room for. Lines on standard input (`DELAY_SECONDS LOSS_SHARE`, for
-either direction) change what it does.
+Run as a program with two descriptors it forwards packets from each device to the other: every packet waits for the
+delay, some are dropped, and no more wait than the queue has room for. Lines on standard input (`DELAY_SECONDS
+LOSS_SHARE`, for either direction) change what it does.
 """
 
 from __future__ import annotations
