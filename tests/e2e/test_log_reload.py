@@ -71,11 +71,15 @@ async def test_idle_reloads_add_up_to_nothing(launch: StartRelay) -> None:
     relay = launch()
     for _ in range(20):
         await reload(relay)
-    threads, descriptors, mapped = relay.threads, relay.descriptors, relay.status("VmSize")
-    for _ in range(30):
-        await reload(relay)
-    assert await until(lambda: relay.threads <= threads), (threads, relay.threads)
+    threads, descriptors, grown = relay.threads, relay.descriptors, []
+    for _ in range(3):
+        mapped = relay.status("VmSize")
+        for _ in range(30):
+            await reload(relay)
+        assert await until(lambda: relay.threads <= threads), (threads, relay.threads)
+        grown.append(relay.status("VmSize") - mapped)
     assert await relay.settled_descriptors(descriptors) <= descriptors
-    # A thread that ended and was not joined keeps its stack mapped: 2 MiB each time.
-    assert relay.status("VmSize") - mapped < 32 * MIB
+    # A thread that ended and was not joined keeps its stack mapped: 2 MiB each time, and every time. Address space that the C
+    # library sets aside for the allocations of threads (64 MiB for one more) is taken once and kept.
+    assert min(grown) < 32 * MIB, grown
     relay.stop()
