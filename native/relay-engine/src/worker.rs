@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::{TcpListener, UdpSocket};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -211,11 +212,15 @@ async fn accept(
             address: std::net::SocketAddr::new(address.ip().to_canonical(), address.port()),
             principal: None,
         };
-        let (worker, http) = (worker.clone(), http.clone());
+        let worker = worker.clone();
+        let greeting = greet(worker.clone(), index, http.clone(), peer, Wire::new(stream));
+        let greeting = Box::pin(greeting);
         spawn_local(async move {
             worker.metrics().connections_open.add(1);
             let open = OpenConnection(&worker);
-            connection(&worker, index, &http, peer, Wire::new(stream)).await;
+            if let Some(serving) = greeting.await {
+                serving.await;
+            }
             drop((open, slot));
         });
     }
@@ -230,14 +235,18 @@ impl Drop for OpenConnection<'_> {
     }
 }
 
-/// One TCP connection: TLS if the listener has it, then the version that the client speaks.
-async fn connection(
-    worker: &Rc<Worker>,
+/// What a connection does for the rest of its life.
+type Serving = Pin<Box<dyn Future<Output = ()>>>;
+
+/// The beginning of a TCP connection: TLS if the listener has it, then the version that the client speaks. Apart from what follows,
+/// which may take days and needs none of what this does.
+async fn greet(
+    worker: Rc<Worker>,
     index: usize,
-    http: &[Http],
+    http: Rc<[Http]>,
     mut peer: Peer,
     mut wire: Wire,
-) {
+) -> Option<Serving> {
     let (until, config) = {
         let generation = worker.shared.generation.load();
         (
@@ -249,37 +258,38 @@ async fn connection(
         let mut read = BytesMut::new();
         let version = tokio::select! {
             biased;
-            version = timeout_at(until, Box::pin(speaks_h2(&mut wire, http, &mut read))) => version,
+            version = timeout_at(until, speaks_h2(&mut wire, &http, &mut read)) => version,
             () = worker.reached(Phase::Draining) => Ok(Some(Http::H1)),
         };
         return match version {
             Ok(Some(Http::H2)) => {
-                Box::pin(h2::serve(worker, peer, Prefixed::new(read, wire), until)).await;
+                let io = Prefixed::new(read, wire);
+                Some(Box::pin(h2::serve(worker, peer, io, until)))
             }
             // Whoever is too slow gets the answer that says so.
             Ok(Some(_)) | Err(_) if http.contains(&Http::H1) => {
                 let connection = h1::Connection::new(wire, read);
-                Box::pin(h1::exchange::serve(worker, peer, connection, until)).await;
+                Some(Box::pin(h1::exchange::serve(
+                    worker, peer, connection, until,
+                )))
             }
-            _ => {}
+            _ => None,
         };
     };
-    let accepted = timeout_at(until, Box::pin(tls::accept(config, wire))).await;
-    let Ok(Ok((stream, agreed))) = accepted else {
-        return;
-    };
+    let accepted = timeout_at(until, tls::accept(config, wire)).await;
+    let (stream, agreed) = accepted.ok()?.ok()?;
     peer.principal = agreed
         .certificate
         .and_then(|certificate| auth::principal_of_certificate(&certificate))
         .map(Into::into);
     // A client without ALPN speaks HTTP/1.1.
-    let is_h2 = agreed.alpn.as_deref() == Some(b"h2");
-    if is_h2 {
-        Box::pin(h2::serve(worker, peer, stream, until)).await;
-    } else if http.contains(&Http::H1) {
-        let connection = h1::Connection::new(stream, BytesMut::new());
-        Box::pin(h1::exchange::serve(worker, peer, connection, until)).await;
+    if agreed.alpn.as_deref() == Some(b"h2") {
+        return Some(Box::pin(h2::serve(worker, peer, stream, until)));
     }
+    let connection = h1::Connection::new(stream, BytesMut::new());
+    let serving = h1::exchange::serve(worker, peer, connection, until);
+    http.contains(&Http::H1)
+        .then(|| Box::pin(serving) as Serving)
 }
 
 /// Reads until it is clear whether a cleartext client speaks HTTP/2 with prior knowledge; `None` if it left.

@@ -20,12 +20,12 @@ use crate::worker::Worker;
 /// Serves requests until one becomes a tunnel, the client leaves, or the relay stops. The first request is to arrive before
 /// `until`, each further one within the time-out of the configuration.
 pub async fn serve<I: Io>(
-    worker: &Rc<Worker>,
+    worker: Rc<Worker>,
     peer: Peer,
     mut connection: Connection<I>,
     until: Instant,
 ) {
-    let peer = Rc::new(peer);
+    let (worker, peer) = (&worker, Rc::new(peer));
     let mut until = Some(until);
     loop {
         let limit = worker.shared.generation.load().limits.header_timeout;
@@ -34,7 +34,7 @@ pub async fn serve<I: Io>(
             let idle = connection.buffer.is_empty();
             tokio::select! {
                 biased;
-                parsed = head::read(&mut connection.io, &mut connection.buffer, until) => break parsed,
+                parsed = Box::pin(head::read(&mut connection.io, &mut connection.buffer, until)) => break parsed,
                 () = worker.reached(Phase::Draining), if idle => {}
             }
             // A request that has begun is still answered.

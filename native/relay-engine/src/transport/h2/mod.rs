@@ -60,7 +60,7 @@ fn builder() -> Builder {
 }
 
 /// Serves a connection until it ends. The first request is to arrive before `until`.
-pub async fn serve<I>(worker: &Rc<Worker>, peer: Peer, io: I, until: Instant)
+pub async fn serve<I>(worker: Rc<Worker>, peer: Peer, io: I, until: Instant)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -68,7 +68,7 @@ where
     else {
         return;
     };
-    let peer = Rc::new(peer);
+    let (worker, peer) = (&worker, Rc::new(peer));
     let allowance = Allowance::new(UNSENT);
     let meter = Meter::default();
     let mut window = Window::new(meter.clone());
