@@ -201,7 +201,7 @@ async fn later(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration)
 #[test]
 fn uploads_over_a_long_path_are_given_larger_windows() {
     const ONE_WAY: Duration = Duration::from_millis(25);
-    const SIZE: usize = 48 << 20;
+    const SIZE: usize = 96 << 20;
     const FIXED: Duration = Duration::from_millis(50 * (SIZE / (512 << 10)) as u64);
     let relay = Relay::start("long");
     let runtime = tokio::runtime::Builder::new_current_thread()
