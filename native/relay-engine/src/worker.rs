@@ -152,7 +152,7 @@ pub fn run(
 fn serve_listener(
     worker: &Rc<Worker>,
     listener: ListenerShare,
-) -> Result<Option<quinn::Endpoint>, String> {
+) -> Result<Option<quic::Endpoint>, String> {
     let place = format!("listeners[{}]", listener.index);
     let http: Rc<[Http]> = listener.http.into();
     if let Some(socket) = listener.tcp {

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quinn::VarInt;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
@@ -19,7 +18,7 @@ use crate::transport::h3::settings::Settings;
 use crate::transport::h3::stream::{H3Recv, H3Send, Verdict, read_field_section};
 use crate::transport::h3::uni::{self, Purpose};
 use crate::transport::h3::{message, qpack};
-use crate::transport::quic;
+use crate::transport::quic::{self, VarInt};
 
 /// What the proxy may send on one stream before it is taken.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -36,12 +35,12 @@ fn number(code: Code) -> VarInt {
 
 /// An HTTP/3 connection to a proxy; it is closed when this and the last tunnel are gone.
 pub(super) struct Connection {
-    quic: quinn::Connection,
+    quic: quic::Connection,
     /// The proxy's settings, once they arrived.
     settings: watch::Receiver<Option<Settings>>,
     /// Our control stream, which must not end before the connection.
-    _control: quinn::SendStream,
-    _endpoint: quinn::Endpoint,
+    _control: quic::SendStream,
+    _endpoint: quic::Endpoint,
 }
 
 impl fmt::Debug for Connection {
@@ -57,8 +56,8 @@ impl Connection {
         let config = proxy.tls.as_ref().ok_or(Error::Usage("HTTP/3 needs TLS"))?;
         let mut crypto = tls::with_alpn(config, b"h3");
         crypto.enable_early_data = false;
-        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).map_err(failed)?;
-        let mut client = quinn::ClientConfig::new(Arc::new(crypto));
+        let crypto = quic::QuicClientConfig::try_from(crypto).map_err(failed)?;
+        let mut client = quic::ClientConfig::new(Arc::new(crypto));
         let mut transport = quic::transport_config(STREAM_WINDOW, proxy.congestion_control);
         // A server opens no bidirectional stream in HTTP/3.
         transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
@@ -68,11 +67,11 @@ impl Connection {
         } else {
             (Ipv6Addr::UNSPECIFIED, 0).into()
         };
-        let endpoint = quinn::Endpoint::client(local)?;
-        let connecting = endpoint.connect_with(client, proxy.address, proxy.host());
+        let endpoint = quic::Endpoint::client(local)?;
+        let connecting = endpoint.connect(client, proxy.address, proxy.host());
         let quic = connecting.map_err(failed)?.await.map_err(failed)?;
         let mut control = quic.open_uni().await.map_err(failed)?;
-        let grease = quic.stable_id() as u64 >> 6;
+        let grease = quic.id() as u64 >> 6;
         // Only servers take extended CONNECT.
         let ours = Settings {
             enable_connect_protocol: false,
@@ -111,8 +110,8 @@ impl Connection {
                     return Err(Error::Protocol("the proxy broke HTTP/3's framing"));
                 }
                 Err(Fault::Stream(code)) => {
-                    let _ = send.reset(number(code));
-                    let _ = recv.stop(number(code));
+                    send.reset(number(code));
+                    recv.stop(number(code));
                     return Err(Error::Protocol("the response is malformed"));
                 }
             }
@@ -120,7 +119,7 @@ impl Connection {
         let fields = match check(response.status, response.fields) {
             Ok(fields) => fields,
             Err(refused) => {
-                let _ = send.reset(number(Code::REQUEST_CANCELLED));
+                send.reset(number(Code::REQUEST_CANCELLED));
                 return Err(refused);
             }
         };
@@ -167,7 +166,7 @@ impl Connection {
 
 /// Reads up to the end of the next response head; `None`: the stream was reset or ended before it.
 async fn read_head(
-    recv: &mut quinn::RecvStream,
+    recv: &mut quic::RecvStream,
     decoder: &mut Decoder,
     early: &mut Bytes,
 ) -> Result<Option<message::Response>, Fault> {
@@ -178,7 +177,7 @@ async fn read_head(
 }
 
 /// Takes the proxy's unidirectional streams until the connection ends.
-async fn listen(quic: quinn::Connection, settings: watch::Sender<Option<Settings>>) {
+async fn listen(quic: quic::Connection, settings: watch::Sender<Option<Settings>>) {
     let opened = Rc::new(RefCell::new(uni::Opened::new(Side::Client)));
     let settings = Rc::new(settings);
     while let Ok(recv) = quic.accept_uni().await {
@@ -192,14 +191,14 @@ async fn listen(quic: quinn::Connection, settings: watch::Sender<Option<Settings
 }
 
 async fn unidirectional(
-    mut recv: quinn::RecvStream,
+    mut recv: quic::RecvStream,
     opened: &RefCell<uni::Opened>,
     settings: &watch::Sender<Option<Settings>>,
 ) -> Result<(), Fault> {
     let mut front = Vec::new();
     let kind = loop {
-        match recv.read_chunk(1, true).await {
-            Ok(Some(chunk)) => front.extend_from_slice(&chunk.bytes),
+        match recv.read_chunk(1).await {
+            Ok(Some(chunk)) => front.extend_from_slice(&chunk),
             Ok(None) | Err(_) => return Ok(()),
         }
         if let Some((kind, _)) = uni::stream_type(&front) {
@@ -210,14 +209,14 @@ async fn unidirectional(
     let mut control = control::Decoder::new(Side::Client);
     let mut acknowledgements = qpack::DecoderStream::default();
     loop {
-        let chunk = match recv.read_chunk(READ, true).await {
+        let chunk = match recv.read_chunk(READ).await {
             Ok(Some(chunk)) => chunk,
-            Ok(None) | Err(quinn::ReadError::Reset(_)) if purpose != Purpose::Unknown => {
+            Ok(None) | Err(quic::ReadError::Reset(_)) if purpose != Purpose::Unknown => {
                 return Err(control::CLOSED);
             }
             Ok(None) | Err(_) => return Ok(()),
         };
-        let mut data = &chunk.bytes[..];
+        let mut data = &chunk[..];
         match purpose {
             Purpose::Control => {
                 while let Some(said) = control.next(&mut data)? {
@@ -229,7 +228,7 @@ async fn unidirectional(
             Purpose::QpackEncoder => qpack::encoder_stream(data)?,
             Purpose::QpackDecoder => acknowledgements.feed(data)?,
             Purpose::Unknown => {
-                let _ = recv.stop(number(Code::STREAM_CREATION_ERROR));
+                recv.stop(number(Code::STREAM_CREATION_ERROR));
                 return Ok(());
             }
         }

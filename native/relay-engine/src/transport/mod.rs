@@ -2,7 +2,6 @@
 //!
 //! No transport names a tunnel protocol and no protocol names a transport.
 
-pub mod gather;
 pub mod h1;
 pub mod h2;
 pub mod h3;

@@ -13,6 +13,7 @@ use super::frame::{self, Decoder, FrameStep, data_header};
 use super::message;
 use super::stream::{H3Recv, H3Send, READ, Verdict, close, number};
 use super::{code, qpack};
+use crate::transport::quic;
 use crate::transport::{CHUNKS, Exchange, Gone, Refusal};
 
 /// Optimistic bytes that are held while the target is dialled; beyond them the stream's window holds the client back.
@@ -22,11 +23,11 @@ const LEFTOVER: usize = 64 * 1024;
 const LEFTOVER_TIME: Duration = Duration::from_secs(1);
 
 /// The sending direction of a request that has no complete answer yet: reset when it is given up.
-pub(super) struct Unanswered(pub(super) Option<quinn::SendStream>);
+pub(super) struct Unanswered(pub(super) Option<quic::SendStream>);
 
 impl Unanswered {
     /// The stream, unless the answer is complete.
-    fn stream(&mut self) -> Result<&mut quinn::SendStream, Gone> {
+    fn stream(&mut self) -> Result<&mut quic::SendStream, Gone> {
         self.0.as_mut().ok_or(Gone)
     }
 }
@@ -35,7 +36,7 @@ impl Unanswered {
     /// Resets the stream for what the client did.
     fn condemn(&mut self, fault: code::Fault) {
         if let (Some(mut send), code::Fault::Stream(code)) = (self.0.take(), fault) {
-            let _ = send.reset(number(code));
+            send.reset(number(code));
         }
     }
 }
@@ -44,17 +45,17 @@ impl Drop for Unanswered {
     fn drop(&mut self) {
         // Dropped as it is, the stream would end cleanly, perhaps in the middle of a frame.
         if let Some(mut send) = self.0.take() {
-            let _ = send.reset(number(Code::REQUEST_CANCELLED));
+            send.reset(number(Code::REQUEST_CANCELLED));
         }
     }
 }
 
 /// The receiving direction of a request: stopped when it is given up.
-pub(super) struct Unread(Option<quinn::RecvStream>);
+pub(super) struct Unread(Option<quic::RecvStream>);
 
 impl Unread {
     /// Takes what is behind a head.
-    pub(super) fn new(recv: quinn::RecvStream) -> Self {
+    pub(super) fn new(recv: quic::RecvStream) -> Self {
         Self(Some(recv))
     }
 
@@ -63,14 +64,11 @@ impl Unread {
         let Some(recv) = &mut self.0 else {
             return Ok(None);
         };
-        match recv.read_chunk(most, true).await {
-            Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
-            Err(_) => Err(Gone),
-        }
+        recv.read_chunk(most).await.map_err(|_| Gone)
     }
 
     /// Ends the direction, or the connection, for what the client did.
-    fn condemn(&mut self, fault: code::Fault, quic: &quinn::Connection) {
+    fn condemn(&mut self, fault: code::Fault, quic: &quic::Connection) {
         match fault {
             code::Fault::Connection(code) => close(quic, code),
             code::Fault::Stream(code) => self.stop(code),
@@ -79,7 +77,7 @@ impl Unread {
 
     fn stop(&mut self, code: Code) {
         if let Some(mut recv) = self.0.take() {
-            let _ = recv.stop(number(code));
+            recv.stop(number(code));
         }
     }
 }
@@ -101,7 +99,7 @@ pub(super) struct H3Exchange {
     pub(super) content_length: Option<u64>,
     /// The client ends its direction with the request.
     pub(super) request_ends: bool,
-    pub(super) quic: quinn::Connection,
+    pub(super) quic: quic::Connection,
     pub(super) decoder: Decoder,
     /// Received behind the head, not yet decoded.
     pub(super) early: Vec<Bytes>,
@@ -110,7 +108,7 @@ pub(super) struct H3Exchange {
 
 /// Writes a head; connection-specific fields have no place in it.
 async fn write_head(
-    send: &mut quinn::SendStream,
+    send: &mut quic::SendStream,
     status: u16,
     fields: &[(HeaderName, HeaderValue)],
 ) -> Result<(), Gone> {
@@ -135,9 +133,9 @@ pub(super) async fn answer(
     if !head_only {
         let mut header = [0; frame::MAX_DATA_HEADER];
         let size = data_header(refusal.body.len() as u64, &mut header);
-        let header = Bytes::copy_from_slice(&header[..size]);
-        let chunks = &mut [header, refusal.body];
-        stream.write_all_chunks(chunks).await.map_err(|_| Gone)?;
+        let header = stream.write_all(&header[..size]).await;
+        header.map_err(|_| Gone)?;
+        stream.write_chunk(refusal.body).await.map_err(|_| Gone)?;
     }
     stream.finish().map_err(|_| Gone)?;
     send.0 = None;
@@ -305,7 +303,7 @@ impl Exchange for H3Exchange {
             () = reset => {}
             () = stopped => {}
             () = self.verdict.condemned() => {
-                let _ = send.reset(number(Code::DATAGRAM_ERROR));
+                send.reset(number(Code::DATAGRAM_ERROR));
                 self.recv.stop(Code::DATAGRAM_ERROR);
                 self.send.0 = None;
             }

@@ -9,8 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use capsule_core::request::Version;
 use http::header::CONTENT_LENGTH;
-use quinn::VarInt;
-use rustls_pki_types::CertificateDer;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -27,7 +25,7 @@ use super::{datagram, message};
 use crate::auth;
 use crate::session;
 use crate::state::Phase;
-use crate::transport::quic::{self, STREAMS, STREAMS_MOST};
+use crate::transport::quic::{self, STREAMS, STREAMS_MOST, VarInt};
 use crate::transport::{Peer, RequestHead};
 use crate::worker::{OpenConnection, Worker};
 
@@ -39,21 +37,20 @@ const GOODBYE: Duration = Duration::from_millis(300);
 const IDLE: Duration = Duration::from_secs(300);
 
 /// Accepts connections on a worker's endpoint until the relay drains.
-pub async fn accept(worker: Rc<Worker>, endpoint: quinn::Endpoint, listener: usize) {
-    let mut server: Option<(u64, Arc<quinn::ServerConfig>)> = None;
+pub async fn accept(worker: Rc<Worker>, endpoint: quic::Endpoint, listener: usize) {
+    let mut server: Option<(u64, Arc<quic::ServerConfig>)> = None;
     let handshakes = Rc::new(Cell::new(0));
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             () = worker.reached(Phase::Draining) => break,
         };
-        let Some(incoming) = incoming else { break };
         let generation = worker.shared.generation.load_full();
         if handshakes.get() >= UNPROVEN
             && incoming.may_retry()
             && !incoming.remote_address_validated()
         {
-            let _ = incoming.retry();
+            incoming.retry();
             continue;
         }
         worker.metrics().connections_accepted.add(1);
@@ -75,7 +72,7 @@ pub async fn accept(worker: Rc<Worker>, endpoint: quinn::Endpoint, listener: usi
                 config
             }
         };
-        let Ok(connecting) = incoming.accept_with(config) else {
+        let Ok(connecting) = incoming.accept(config) else {
             continue;
         };
         let (worker, handshakes) = (worker.clone(), handshakes.clone());
@@ -92,12 +89,12 @@ pub async fn accept(worker: Rc<Worker>, endpoint: quinn::Endpoint, listener: usi
             drop((open, slot));
         });
     }
-    endpoint.set_server_config(None);
+    endpoint.stop_accepting();
 }
 
 /// One connection's state, shared by the tasks of its streams.
 struct Connection {
-    quic: quinn::Connection,
+    quic: quic::Connection,
     peer: Rc<Peer>,
     opened: RefCell<Opened>,
     /// Request streams that are open, for datagrams that name them.
@@ -118,11 +115,9 @@ impl Connection {
     }
 }
 
-async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
+async fn serve(worker: &Rc<Worker>, quic: quic::Connection) {
     let address = quic.remote_address();
-    let certificate = quic
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let certificate = quic.peer_certificates();
     let peer = Peer {
         address: std::net::SocketAddr::new(address.ip().to_canonical(), address.port()),
         principal: certificate
@@ -141,7 +136,7 @@ async fn serve(worker: &Rc<Worker>, quic: quinn::Connection) {
         quiet_since: Cell::new(Some(Instant::now())),
     });
     // The seed of reserved values only has to vary.
-    let grease = connection.quic.stable_id() as u64 >> 6;
+    let grease = connection.quic.id() as u64 >> 6;
     let limit = worker.shared.generation.load().limits.header_timeout;
     let opening = async {
         let mut control = connection.quic.open_uni().await.ok()?;
@@ -231,13 +226,13 @@ async fn no_requests(connection: &Connection) {
 fn begin(
     worker: &Rc<Worker>,
     connection: &Rc<Connection>,
-    mut send: quinn::SendStream,
-    mut recv: quinn::RecvStream,
+    mut send: quic::SendStream,
+    mut recv: quic::RecvStream,
 ) {
     let id = u64::from(VarInt::from(send.id()));
     if connection.goaway.get().is_some_and(|first| id >= first) {
-        let _ = send.reset(number(Code::REQUEST_REJECTED));
-        let _ = recv.stop(number(Code::REQUEST_REJECTED));
+        send.reset(number(Code::REQUEST_REJECTED));
+        recv.stop(number(Code::REQUEST_REJECTED));
         return;
     }
     connection.next.set(connection.next.get().max(id + 4));
@@ -297,8 +292,8 @@ async fn request(
     worker: Rc<Worker>,
     connection: Rc<Connection>,
     verdict: Rc<Verdict>,
-    mut send: quinn::SendStream,
-    mut recv: quinn::RecvStream,
+    mut send: quic::SendStream,
+    mut recv: quic::RecvStream,
 ) -> Option<Box<session::Opened<H3Recv, H3Send>>> {
     let limit = worker.shared.generation.load().limits.header_timeout;
     let mut decoder = Decoder::new(Side::Server);
@@ -352,12 +347,12 @@ async fn request(
             let refusal = session::refusal(&reject, None, &[]);
             let answering = answer(Unanswered(Some(send)), refusal, false);
             let _ = timeout(limit, answering).await;
-            let _ = recv.stop(number(Code::NO_ERROR));
+            recv.stop(number(Code::NO_ERROR));
         }
         //= rfc9114 §4.1.2 malformed-request
         Violation::Stream(code) => {
-            let _ = send.reset(number(code));
-            let _ = recv.stop(number(code));
+            send.reset(number(code));
+            recv.stop(number(code));
         }
     }
     None
@@ -366,12 +361,12 @@ async fn request(
 /// A stream that the client opened for the connection's own sake.
 async fn unidirectional(
     connection: &Connection,
-    mut recv: quinn::RecvStream,
+    mut recv: quic::RecvStream,
 ) -> Result<(), Violation> {
     let mut kind = Vec::new();
     let kind = loop {
-        match recv.read_chunk(1, true).await {
-            Ok(Some(chunk)) => kind.extend_from_slice(&chunk.bytes),
+        match recv.read_chunk(1).await {
+            Ok(Some(chunk)) => kind.extend_from_slice(&chunk),
             // A stream that ends before it says what it is is no error.
             Ok(None) | Err(_) => return Ok(()),
         }
@@ -383,15 +378,15 @@ async fn unidirectional(
     let mut control = control::Decoder::new(Side::Server);
     let mut acknowledgements = qpack::DecoderStream::default();
     loop {
-        let chunk = match recv.read_chunk(READ, true).await {
+        let chunk = match recv.read_chunk(READ).await {
             Ok(Some(chunk)) => chunk,
             //= rfc9114 §6.2.1 control-stream-stays
-            Ok(None) | Err(quinn::ReadError::Reset(_)) if purpose != Purpose::Unknown => {
+            Ok(None) | Err(quic::ReadError::Reset(_)) if purpose != Purpose::Unknown => {
                 return Err(control::CLOSED);
             }
             Ok(None) | Err(_) => return Ok(()),
         };
-        let mut data = &chunk.bytes[..];
+        let mut data = &chunk[..];
         match purpose {
             // What a client says there needs no answer: it cannot be pushed to, and its settings only bind what we do not send.
             Purpose::Control => {
@@ -404,7 +399,7 @@ async fn unidirectional(
             Purpose::QpackEncoder => qpack::encoder_stream(data)?,
             Purpose::QpackDecoder => acknowledgements.feed(data)?,
             Purpose::Unknown => {
-                let _ = recv.stop(number(Code::STREAM_CREATION_ERROR));
+                recv.stop(number(Code::STREAM_CREATION_ERROR));
                 return Ok(());
             }
         }

@@ -2,18 +2,17 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::future::{Future, pending};
-use std::pin::Pin;
+use std::future::{pending, poll_fn};
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
-use futures_util::future::{Either, FutureExt, select};
-use quinn::VarInt;
+use futures_util::future::{Either, select};
 use tokio::sync::Notify;
 
 use super::code::{self, Code};
 use super::frame::{self, Decoder, FrameStep};
 use crate::pool::{Backlog, Buffer};
+use crate::transport::quic::{self, VarInt};
 use crate::transport::{CHUNKS, FLUSH, Fault, Gone, Lost, RecvHalf, SendHalf};
 
 /// Chunks taken from a stream in one go.
@@ -30,7 +29,7 @@ pub(super) const READ: usize = 64 * 1024;
 /// Reads up to the end of the next field section; what follows it stays in `early`. `None`: the stream was reset, or ended where
 /// it may end.
 pub(crate) async fn read_field_section(
-    recv: &mut quinn::RecvStream,
+    recv: &mut quic::RecvStream,
     decoder: &mut Decoder,
     early: &mut Bytes,
 ) -> Result<Option<Vec<u8>>, code::Fault> {
@@ -39,8 +38,8 @@ pub(crate) async fn read_field_section(
             FrameStep::Skip(bytes) => early.advance(bytes),
             FrameStep::Headers(block) => return Ok(Some(block)),
             FrameStep::Data(_) => return Err(code::Fault::Connection(Code::FRAME_UNEXPECTED)),
-            FrameStep::Idle => match recv.read_chunk(READ, true).await {
-                Ok(Some(chunk)) => *early = chunk.bytes,
+            FrameStep::Idle => match recv.read_chunk(READ).await {
+                Ok(Some(chunk)) => *early = chunk,
                 Ok(None) => {
                     decoder.end()?;
                     return Ok(None);
@@ -52,7 +51,7 @@ pub(crate) async fn read_field_section(
 }
 
 /// Ends the connection for a violation.
-pub(super) fn close(connection: &quinn::Connection, code: Code) {
+pub(super) fn close(connection: &quic::Connection, code: Code) {
     connection.close(number(code), code.name().unwrap_or_default().as_bytes());
 }
 
@@ -102,8 +101,8 @@ fn code_of(fault: Fault) -> Code {
 
 /// Bytes from the peer.
 pub struct H3Recv {
-    stream: quinn::RecvStream,
-    connection: quinn::Connection,
+    stream: quic::RecvStream,
+    connection: quic::Connection,
     decoder: Decoder,
     /// Received behind the head, not yet decoded.
     early: Vec<Bytes>,
@@ -122,8 +121,8 @@ impl fmt::Debug for H3Recv {
 impl H3Recv {
     /// Reads DATA frames from `stream`, of which `early` was received and `decoder` is behind the head.
     pub fn new(
-        stream: quinn::RecvStream,
-        connection: quinn::Connection,
+        stream: quic::RecvStream,
+        connection: quic::Connection,
         mut decoder: Decoder,
         early: Vec<Bytes>,
         verdict: Rc<Verdict>,
@@ -166,7 +165,7 @@ impl H3Recv {
     /// the memory of a tunnel that waits.
     fn at_hand(&mut self, chunks: &mut Vec<Bytes>) -> Result<(), Lost> {
         let mut batch = [const { Bytes::new() }; BATCH];
-        if let Some(Ok(Some(count))) = self.stream.read_chunks(&mut batch).now_or_never() {
+        if let Ok(Some(count)) = self.stream.try_read(&mut batch) {
             for received in batch.into_iter().take(count) {
                 self.decode(received, chunks)?;
             }
@@ -195,7 +194,7 @@ impl RecvHalf for H3Recv {
         }
         while chunks.is_empty() {
             let read = {
-                let reading = std::pin::pin!(self.stream.read_chunk(usize::MAX, true));
+                let reading = std::pin::pin!(self.stream.read_chunk(usize::MAX));
                 let condemned = std::pin::pin!(self.verdict.condemned());
                 match select(reading, condemned).await {
                     Either::Left((read, _)) => read,
@@ -204,7 +203,7 @@ impl RecvHalf for H3Recv {
             };
             match read {
                 Ok(Some(chunk)) => {
-                    self.decode(chunk.bytes, chunks)?;
+                    self.decode(chunk, chunks)?;
                     self.at_hand(chunks)?;
                 }
                 Ok(None) => {
@@ -226,13 +225,13 @@ impl RecvHalf for H3Recv {
         if self.verdict.is_condemned() || self.connection.close_reason().is_some() {
             return true;
         }
-        match self.stream.read_chunk(1, true).now_or_never() {
-            Some(Ok(Some(chunk))) => {
-                self.early.push(chunk.bytes);
+        let mut chunk = [Bytes::new()];
+        match self.stream.try_read(&mut chunk) {
+            Ok(read) => {
+                self.early.extend(chunk.into_iter().take(read.unwrap_or(0)));
                 false
             }
-            Some(Err(_)) => true,
-            Some(Ok(None)) | None => false,
+            Err(_) => true,
         }
     }
 
@@ -241,26 +240,23 @@ impl RecvHalf for H3Recv {
 
     fn abort(&mut self, fault: Fault) {
         self.over = true;
-        let _ = self.stream.stop(self.verdict.or(code_of(fault)));
+        self.stream.stop(self.verdict.or(code_of(fault)));
     }
 }
 
 impl Drop for H3Recv {
     fn drop(&mut self) {
         if !self.over {
-            let _ = self.stream.stop(self.verdict.or(Code::NO_ERROR));
+            self.stream.stop(self.verdict.or(Code::NO_ERROR));
         }
     }
 }
 
-type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>>>>;
-
 /// Bytes to the peer.
 pub struct H3Send {
-    stream: quinn::SendStream,
+    stream: quic::SendStream,
     backlog: Backlog,
     verdict: Rc<Verdict>,
-    stopped: Option<Stopped>,
     over: bool,
 }
 
@@ -274,12 +270,11 @@ impl fmt::Debug for H3Send {
 
 impl H3Send {
     /// Writes DATA frames to `stream`, on which the head was sent.
-    pub fn new(stream: quinn::SendStream, verdict: Rc<Verdict>) -> Self {
+    pub fn new(stream: quic::SendStream, verdict: Rc<Verdict>) -> Self {
         Self {
             stream,
             backlog: Backlog::default(),
             verdict,
-            stopped: None,
             over: false,
         }
     }
@@ -294,6 +289,7 @@ impl SendHalf for H3Send {
                 gone = self.gone() => return Err(gone),
             }
         }
+        self.stream.turn().await;
         Ok(want)
     }
 
@@ -324,28 +320,22 @@ impl SendHalf for H3Send {
             self.backlog.drained(FLUSH).await;
         }
         self.over = true;
-        let _ = self.stream.reset(self.verdict.or(code_of(fault)));
+        self.stream.reset(self.verdict.or(code_of(fault)));
     }
 
     async fn gone(&mut self) -> Gone {
-        let stream = &self.stream;
-        let stopped = self
-            .stopped
-            .get_or_insert_with(|| Box::pin(stream.stopped()));
-        if let Ok(None) = stopped.await {
+        match poll_fn(|cx| self.stream.poll_stopped(cx)).await {
             // Everything was delivered after the end: there is nothing more to stop.
-            self.stopped = Some(Box::pin(pending()));
-            return pending().await;
+            Ok(None) => pending().await,
+            Ok(Some(_)) | Err(_) => Gone,
         }
-        self.stopped = None;
-        Gone
     }
 }
 
 impl Drop for H3Send {
     fn drop(&mut self) {
         if !self.over {
-            let _ = self.stream.reset(self.verdict.or(Code::INTERNAL_ERROR));
+            self.stream.reset(self.verdict.or(Code::INTERNAL_ERROR));
         }
     }
 }

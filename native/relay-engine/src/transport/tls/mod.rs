@@ -17,6 +17,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::quic::QuicServerConfig;
 use rustls::RootCertStore;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -31,7 +32,7 @@ pub struct ListenerTls {
     /// For TCP: ALPN `h2` and `http/1.1` as the listener offers them.
     pub tcp: Arc<rustls::ServerConfig>,
     /// For QUIC: ALPN `h3`, TLS 1.3 only.
-    pub quic: Arc<quinn::crypto::rustls::QuicServerConfig>,
+    pub quic: Arc<QuicServerConfig>,
 }
 
 impl std::fmt::Debug for ListenerTls {
@@ -171,8 +172,7 @@ impl ListenerTls {
             &[&rustls::version::TLS13],
         )?;
         quic.alpn_protocols = vec![b"h3".to_vec()];
-        let quic = quinn::crypto::rustls::QuicServerConfig::try_from(quic)
-            .map_err(|error| error.to_string())?;
+        let quic = QuicServerConfig::try_from(quic).map_err(|error| error.to_string())?;
         Ok(Some(Self {
             tcp: Arc::new(tcp),
             quic: Arc::new(quic),

@@ -1,20 +1,33 @@
-//! QUIC endpoints: one per worker, with connection IDs that carry the worker.
+//! QUIC: quinn-proto's state machines, on sockets and in tasks of our own; one endpoint per worker, with connection IDs that carry
+//! the worker.
 //!
 //! What the rest of the relay knows of the QUIC stack is here and in `h3`.
+
+mod connection;
+mod endpoint;
+mod socket;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
-use quinn::{
-    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, Runtime, ServerConfig,
-    TransportConfig, VarInt,
+use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig};
+use quinn_proto::{
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, TransportConfig,
 };
 use rustls::crypto::SecureRandom;
 
-use super::gather::Gather;
+pub use connection::{Connecting, Connection};
+pub use endpoint::{Endpoint, Incoming};
+pub use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+pub use quinn_proto::{ClientConfig, ConnectionError, ServerConfig, VarInt};
+pub use stream::{ReadError, RecvStream, SendStream, WriteError};
+
 use super::tls::ListenerTls;
 use crate::config::{CongestionControl, Quic};
 
@@ -100,16 +113,10 @@ pub fn server_config(tls: &ListenerTls, quic: &Quic) -> ServerConfig {
     config
 }
 
-/// Makes the endpoint of `worker` on its socket; must run inside the worker's runtime.
-pub fn endpoint(
-    socket: UdpSocket,
-    worker: usize,
-    server: ServerConfig,
-) -> io::Result<quinn::Endpoint> {
+/// Makes the endpoint of `worker` on its socket; must run inside the worker's `LocalSet`.
+pub fn endpoint(socket: UdpSocket, worker: usize, server: ServerConfig) -> io::Result<Endpoint> {
     let mut config = EndpointConfig::default();
     let worker = worker as u8;
     config.cid_generator(move || Box::new(WorkerConnectionIds { worker }));
-    let runtime = Arc::new(quinn::TokioRuntime);
-    let socket = Gather::over(runtime.wrap_udp_socket(socket)?);
-    quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
+    Endpoint::new(socket, config, Some(server))
 }
