@@ -20,6 +20,8 @@ use super::{Failure, Progress, failed};
 const SETTLE: Duration = Duration::from_millis(30);
 /// How often the controlling thread looks for a wish to stop.
 const LOOK: Duration = Duration::from_millis(50);
+/// Connections that a thread makes at a time.
+const CONNECTING: usize = 16;
 /// Tunnels that a thread opens at a time before it measures.
 const OPENING: usize = 64;
 
@@ -51,12 +53,16 @@ impl Share {
         (index..self.plan.connections).step_by(all).count()
     }
 
-    /// All connections of this thread.
+    /// All connections of this thread. Not all at once: what handshakes need meanwhile is no part of what a connection costs.
     pub(super) async fn connect(&self) -> Result<Vec<Link>, Failure> {
         let gate = Rc::new(self.gate.clone());
+        let turn = Rc::new(Semaphore::new(CONNECTING));
         all((0..self.connections()).map(|_| {
-            let gate = gate.clone();
-            async move { gate.connect().await }
+            let (gate, turn) = (gate.clone(), turn.clone());
+            async move {
+                let _turn = turn.acquire().await?;
+                gate.connect().await
+            }
         }))
         .await
     }

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -139,6 +140,9 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                 return Ok(());
             }
             Ok(length) => {
+                if length < limit.min(PAYLOAD) {
+                    drained(tcp);
+                }
                 forward(tunnel, send, buffer, length, room).await?;
                 turn.moved(length).await;
             }
@@ -146,6 +150,14 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
             Err(_) => return Err(Ended::TargetGone),
         }
     }
+}
+
+/// Remembers that a read took all there was: what comes next is an event of its own, so there is no need to ask. An end that was
+/// reported before stays reported.
+fn drained(tcp: &TcpStream) {
+    let _ = tcp.try_io(Interest::READABLE, || {
+        Err::<(), _>(ErrorKind::WouldBlock.into())
+    });
 }
 
 /// Sends the payload of `buffer` as the protocol has it.

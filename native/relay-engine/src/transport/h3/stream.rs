@@ -293,6 +293,10 @@ impl SendHalf for H3Send {
         Ok(want)
     }
 
+    fn unready(&mut self) {
+        self.stream.pass();
+    }
+
     async fn send(&mut self, mut buffer: Buffer, start: usize, end: usize) -> Result<(), Gone> {
         let mut header = [0; frame::MAX_DATA_HEADER];
         let length = frame::data_header((end - start) as u64, &mut header);

@@ -18,6 +18,7 @@ use rustls_pki_types::CertificateDer;
 use super::endpoint::Shared;
 use super::stream::{RecvStream, SendStream};
 use super::turns::Turns;
+use super::{SEND_WINDOW, UNSENT};
 
 /// A connection. It is closed when the last handle is gone, streams included.
 #[derive(Clone)]
@@ -46,12 +47,14 @@ pub(super) struct Inner {
     pub(super) queued: Cell<bool>,
     /// The earliest of its entries among the endpoint's timers that counts.
     pub(super) armed: Cell<Option<Instant>>,
+    /// Turns that were given since it last sent.
+    pub(super) gathered: Cell<u8>,
     pub(super) state: RefCell<State>,
 }
 
 /// The protocol's state, and who waits for which part of it.
 pub(super) struct State {
-    pub(super) proto: Box<quinn_proto::Connection>,
+    pub(super) proto: quinn_proto::Connection,
     pub(super) error: Option<ConnectionError>,
     pub(super) turns: Turns,
     pub(super) readers: FxHashMap<StreamId, Waker>,
@@ -78,7 +81,7 @@ fn wake_all(waiting: &mut FxHashMap<StreamId, Waker>) {
 impl State {
     pub(super) fn new(proto: quinn_proto::Connection) -> Self {
         Self {
-            proto: Box::new(proto),
+            proto,
             error: None,
             turns: Turns::default(),
             readers: FxHashMap::default(),
@@ -91,8 +94,11 @@ impl State {
         }
     }
 
-    /// Tells those who wait what happened.
-    pub(super) fn tell(&mut self) {
+    /// Tells those who wait what happened; whether one of them was given the turn to write.
+    pub(super) fn tell(&mut self) -> bool {
+        let window = self.proto.congestion_state().window();
+        let window = (window + UNSENT.max(window / 4)).min(SEND_WINDOW);
+        self.proto.set_send_window(window);
         while let Some(event) = self.proto.poll() {
             match event {
                 Event::Connected => {
@@ -124,9 +130,8 @@ impl State {
             }
         }
         // One turn a round: whoever has it writes before the driver comes back.
-        if let Some(waker) = self.turns.next() {
-            waker.wake_by_ref();
-        }
+        let next = self.turns.next();
+        next.map(Waker::wake_by_ref).is_some()
     }
 
     fn tell_stopped(&mut self, id: StreamId) {

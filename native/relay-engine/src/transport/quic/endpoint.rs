@@ -32,6 +32,8 @@ use super::socket::{self, Received, Socket};
 const RECEIVES: usize = 2;
 /// Send calls for one connection in one turn.
 const SENDS: usize = 4;
+/// Turns to write that are given before what was written is sent: packets of several chunks fill batches better than those of each.
+const GATHERED: u8 = 3;
 
 /// An endpoint. Its task ends when the last handle and all connections are gone.
 #[derive(Clone)]
@@ -283,6 +285,7 @@ impl Shared {
             handle,
             queued: Cell::new(false),
             armed: Cell::new(None),
+            gathered: Cell::new(0),
             state: RefCell::new(State::new(connection)),
         });
         let mut connections = self.connections.borrow_mut();
@@ -349,8 +352,9 @@ impl Shared {
         }
     }
 
-    /// Lets the connection and the endpoint tell each other what they must, and the connection its waiters.
-    fn settle(&self, connection: &Inner) {
+    /// Lets the connection and the endpoint tell each other what they must, and the connection its waiters. `true`: one of its streams
+    /// was given the turn to write.
+    fn settle(&self, connection: &Inner) -> bool {
         let mut state = connection.state.borrow_mut();
         let mut gone = false;
         while let Some(event) = state.proto.poll_endpoint_events() {
@@ -363,11 +367,12 @@ impl Shared {
                 state.proto.handle_event(answer);
             }
         }
-        state.tell();
+        let gave = state.tell();
         drop(state);
         if gone {
             self.remove(connection.handle);
         }
+        gave
     }
 
     /// Has the timers know when the connection wants to be looked at.
@@ -407,7 +412,14 @@ impl Driver {
                 break;
             };
             connection.queued.set(false);
-            self.shared.settle(&connection);
+            let gave = self.shared.settle(&connection);
+            let gathered = connection.gathered.get();
+            if gave && gathered < GATHERED {
+                connection.gathered.set(gathered + 1);
+                self.again(connection);
+                continue;
+            }
+            connection.gathered.set(0);
             let unfinished = blocked || self.unsent.is_some() || self.send(cx, &connection);
             if unfinished || connection.state.borrow().turns.is_moving() {
                 self.again(connection);

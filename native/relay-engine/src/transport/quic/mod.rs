@@ -35,12 +35,17 @@ use crate::config::{CongestionControl, Quic};
 const CONNECTION_ID: usize = 8;
 /// What a client may send on one stream before the target takes it.
 pub const STREAM_WINDOW: u32 = 512 << 10;
-/// Request streams a client may have open.
-pub const STREAMS: u32 = 128;
+/// Request streams a client may have open: what RFC 9114 §6.1 asks for at least, because the stack makes room for each.
+pub const STREAMS: u32 = 100;
+/// Unidirectional streams that the peer may have open: HTTP/3 knows three, others are for extensions and reserved types.
+const UNI_STREAMS: u32 = 8;
 /// The most that [`STREAMS`] rises to while a client uses them.
 pub const STREAMS_MOST: u32 = 4096;
-/// Unacknowledged bytes towards one client: enough for 1 Gbit/s at 40 ms, short enough to stay in the cache.
-const SEND_WINDOW: u64 = 5 << 20;
+/// Bytes that wait to be sent on one connection, on top of its congestion window: enough that there is always something to send, few
+/// enough that they stay in the cache and nobody waits behind them for long.
+const UNSENT: u64 = 256 << 10;
+/// Unacknowledged and unsent bytes of one connection at most.
+const SEND_WINDOW: u64 = 8 << 20;
 const IDLE: Duration = Duration::from_secs(60);
 /// Connections and bytes that wait for their handshake to be looked at.
 const INCOMING: usize = 4096;
@@ -86,7 +91,7 @@ pub fn transport_config(
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(16))
+        .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
         .stream_receive_window(VarInt::from_u32(stream_window))
         // The sum of the streams' windows is the bound; the connection's own must never freeze the neighbours of a stalled tunnel.
         .receive_window(VarInt::MAX)

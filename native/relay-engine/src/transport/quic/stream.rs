@@ -84,14 +84,18 @@ impl SendStream {
         .await;
     }
 
+    /// Gives the turn up, with nothing written.
+    pub fn pass(&self) {
+        self.connection.0.state.borrow_mut().turns.done(self.id);
+    }
+
     /// Writes all of `chunk`, without a copy.
     ///
     /// # Errors
     /// The peer stopped the stream, it was closed, or the connection is lost.
     pub async fn write_chunk(&mut self, chunk: Bytes) -> Result<(), WriteError> {
         let mut chunk = [chunk];
-        let mut midway = false;
-        poll_fn(|cx| self.poll_write(cx, &mut chunk, &mut midway)).await
+        poll_fn(|cx| self.poll_write(cx, &mut chunk)).await
     }
 
     /// Writes all of `data`.
@@ -106,7 +110,6 @@ impl SendStream {
         &self,
         cx: &mut Context<'_>,
         chunk: &mut [Bytes; 1],
-        midway: &mut bool,
     ) -> Poll<Result<(), WriteError>> {
         let inner = &self.connection.0;
         let mut state = inner.state.borrow_mut();
@@ -121,15 +124,12 @@ impl SendStream {
             match state.proto.send_stream(self.id).write_chunks(chunk) {
                 Ok(_) if chunk[0].is_empty() => {
                     wrote = true;
-                    state.turns.wrote(self.id);
+                    state.turns.done(self.id);
                     break Poll::Ready(Ok(()));
                 }
-                Ok(_) => {
-                    wrote = true;
-                    *midway = true;
-                }
+                Ok(_) => wrote = true,
                 Err(Unwritten::Blocked) => {
-                    state.turns.blocked(self.id, wrote, *midway, cx.waker());
+                    state.turns.blocked(self.id, wrote, cx.waker());
                     break Poll::Pending;
                 }
                 Err(Unwritten::Stopped(code)) => {

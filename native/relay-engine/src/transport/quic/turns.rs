@@ -13,10 +13,7 @@ use rustc_hash::FxHashMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// The stack took nothing (more) and will say when it does.
-    Blocked {
-        /// A part of a chunk is on its way.
-        midway: bool,
-    },
+    Blocked,
     /// In line; `credit`: its stream's own window is open, so that nothing but the connection's can stop it.
     InLine { credit: bool },
     /// It may write now.
@@ -51,22 +48,22 @@ impl Turns {
         }
     }
 
-    /// `stream` wrote all it had.
-    pub(super) fn wrote(&mut self, stream: StreamId) {
+    /// `stream` wrote all it had, or had nothing to write.
+    pub(super) fn done(&mut self, stream: StreamId) {
         if !self.writers.is_empty() {
             self.writers.remove(&stream);
         }
     }
 
-    /// The stack takes nothing more of `stream`; `wrote`: but it took something this time; `midway`: a part of a chunk is on its way.
-    pub(super) fn blocked(&mut self, stream: StreamId, wrote: bool, midway: bool, waker: &Waker) {
+    /// The stack takes nothing more of `stream`; `wrote`: but it took something this time.
+    pub(super) fn blocked(&mut self, stream: StreamId, wrote: bool, waker: &Waker) {
         let before = self.writers.get(&stream).map(|(place, _)| *place);
         let place = if before == Some(Place::Turn { credit: true }) && !wrote {
             self.shut = true;
             self.line.push_front(stream);
             Place::InLine { credit: true }
         } else {
-            Place::Blocked { midway }
+            Place::Blocked
         };
         self.writers.insert(stream, (place, waker.clone()));
     }
@@ -78,13 +75,9 @@ impl Turns {
             return;
         };
         match *place {
-            Place::Blocked { midway } => {
-                // What began goes on before anything else begins.
-                if midway {
-                    self.line.push_front(stream);
-                } else {
-                    self.line.push_back(stream);
-                }
+            Place::Blocked => {
+                // It holds what it wants to write: that goes before anybody takes up more.
+                self.line.push_front(stream);
                 *place = Place::InLine { credit: true };
             }
             Place::InLine { .. } => *place = Place::InLine { credit: true },
@@ -163,18 +156,18 @@ mod tests {
         // All find the window shut.
         for id in ids {
             assert!(turns.admit(id, waker));
-            turns.blocked(id, false, false, waker);
+            turns.blocked(id, false, waker);
         }
         assert!(!turns.is_moving());
-        // It opens; the stack reports all of them.
-        for id in ids {
+        // It opens; the stack reports all of them, the last one first.
+        for id in ids.into_iter().rev() {
             turns.writable(id);
         }
         assert_eq!(turn(&mut turns, &ids), Some(0));
         // It is shut again after a part of a chunk.
-        turns.blocked(ids[0], true, true, waker);
+        turns.blocked(ids[0], true, waker);
         assert_eq!(turn(&mut turns, &ids), Some(1));
-        turns.blocked(ids[1], false, false, waker);
+        turns.blocked(ids[1], false, waker);
         assert!(!turns.is_moving());
         assert!(turns.next().is_none());
         // Whoever comes now waits without asking.
@@ -183,13 +176,13 @@ mod tests {
         // What was begun goes on first, then whoever found the window shut.
         turns.writable(ids[0]);
         assert_eq!(turn(&mut turns, &ids), Some(0));
-        turns.wrote(ids[0]);
+        turns.done(ids[0]);
         for next in 1..4 {
             assert_eq!(turn(&mut turns, &ids), Some(next));
-            turns.wrote(ids[next]);
+            turns.done(ids[next]);
         }
         assert_eq!(turn(&mut turns, &[late]), Some(0));
-        turns.wrote(late);
+        turns.done(late);
         assert!(turns.next().is_none());
         assert!(turns.writers.is_empty());
         assert!(turns.admit(ids[2], waker));
@@ -200,15 +193,15 @@ mod tests {
         let waker = Waker::noop();
         let mut turns = Turns::default();
         let ids = streams::<3>();
-        turns.blocked(ids[0], false, false, waker);
+        turns.blocked(ids[0], false, waker);
         turns.writable(ids[0]);
         assert!(!turns.admit(ids[1], waker));
         assert!(!turns.admit(ids[2], waker));
         assert_eq!(turn(&mut turns, &ids), Some(0));
-        turns.wrote(ids[0]);
+        turns.done(ids[0]);
         // Its own window may be what is shut: the next one tries all the same.
         assert_eq!(turn(&mut turns, &ids), Some(1));
-        turns.blocked(ids[1], false, false, waker);
+        turns.blocked(ids[1], false, waker);
         assert!(turns.is_moving());
         assert_eq!(turn(&mut turns, &ids), Some(2));
     }
@@ -218,10 +211,10 @@ mod tests {
         let waker = Waker::noop();
         let mut turns = Turns::default();
         let ids = streams::<2>();
-        turns.blocked(ids[0], false, false, waker);
+        turns.blocked(ids[0], false, waker);
         turns.writable(ids[0]);
         turns.next();
-        turns.blocked(ids[0], false, false, waker);
+        turns.blocked(ids[0], false, waker);
         assert!(!turns.admit(ids[1], waker));
         assert!(!turns.is_moving());
         turns.forget(ids[0]);
