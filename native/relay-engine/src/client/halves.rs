@@ -1,6 +1,7 @@
 //! The halves of a data stream, whatever version carries it.
 
 use bytes::Bytes;
+use tokio::net::TcpStream;
 
 use crate::pool::Buffer;
 use crate::transport::h1::{ClearRecv, ClearSend, SecureRecv, SecureSend};
@@ -82,5 +83,13 @@ impl SendHalf for Send {
 
     async fn gone(&mut self) -> Gone {
         each!(self, half => half.gone().await)
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        each!(self, half => half.socket())
+    }
+
+    fn unready(&mut self) {
+        each!(self, half => half.unready());
     }
 }

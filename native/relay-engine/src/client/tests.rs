@@ -466,3 +466,32 @@ fn short_and_long_writes_keep_their_order() {
         assert!(got == payload);
     });
 }
+
+/// What was announced and not sent cannot be made up for: the target sees a reset, or nothing was announced and the end is clean.
+#[test]
+fn a_send_that_is_given_up_leaves_no_capsule_half_full() {
+    matrix("given up", async |client, form, listener| {
+        let (mut tunnel, mut target) = open(client, form, &listener).await;
+        let payload = vec![7; 30_000_000];
+        {
+            let sending = std::pin::pin!(tunnel.sender.send(&payload));
+            assert!(futures_util::poll!(sending).is_pending());
+        }
+        let up = async {
+            let finished = tunnel.sender.finish().await.is_ok();
+            (finished, finished.then_some(tunnel))
+        };
+        let down = async {
+            let mut got = Vec::new();
+            let read = target.read_to_end(&mut got).await;
+            assert!(
+                got.iter().all(|byte| *byte == 7),
+                "a header among the payload"
+            );
+            (read.is_ok(), got.len())
+        };
+        let ((finished, _tunnel), (clean, length)) = tokio::join!(up, down);
+        assert_eq!(finished, clean, "{length} bytes");
+        assert!(length < payload.len());
+    });
+}

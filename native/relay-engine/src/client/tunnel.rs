@@ -9,6 +9,8 @@ use super::halves::{Recv, Send};
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
 use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
 
+/// The longest capsule whose payload is all at hand.
+const LONG: usize = 1 << 20;
 /// Flow-control credit is given back in portions of this many bytes.
 const PORTION: usize = 64 << 10;
 
@@ -61,6 +63,8 @@ impl Tunnel {
             sender: Sender {
                 half: send,
                 machine,
+                announced: 0,
+                sending: false,
             },
         }
     }
@@ -182,42 +186,67 @@ impl Receiver {
 pub struct Sender {
     half: Send,
     machine: AnyStreamTunnel,
+    /// Payload that the capsule at hand announced and that was not sent yet.
+    announced: usize,
+    /// A buffer is on its way; it stays so if the future that sends it is dropped.
+    sending: bool,
 }
 
 impl Sender {
-    /// Waits until payload may be sent; returns how many bytes, 1–[`PAYLOAD`].
+    /// Waits until payload may be sent, of which `rest` bytes are sure to come; returns how many, 1–[`PAYLOAD`], and not more than
+    /// `rest`.
     ///
     /// # Errors
     /// [`Cut::Reset`].
-    pub async fn room(&mut self) -> Result<usize, Cut> {
+    pub async fn room(&mut self, rest: usize) -> Result<usize, Cut> {
         let mut header = [0; MAX_HEADER];
         let overhead = self.machine.outbound_header(PAYLOAD, &mut header);
         let room = self.half.ready(PAYLOAD + overhead).await?;
-        Ok(room.saturating_sub(overhead).clamp(1, PAYLOAD))
+        let room = room.saturating_sub(overhead).clamp(1, PAYLOAD).min(rest);
+        Ok(match self.announced {
+            0 => room,
+            announced => room.min(announced),
+        })
     }
 
-    /// Sends the first `length` payload bytes of `buffer` without a copy, at most what [`room`](Self::room) said.
+    /// Sends the first `length` payload bytes of `buffer` without a copy: at most what [`room`](Self::room) said, of the `rest` it
+    /// was told. On a plain socket capsules are long, because the proxy splices payload but reads headers.
     ///
     /// # Errors
     /// [`Cut::Reset`].
-    pub async fn send_buffer(&mut self, mut buffer: Buffer, length: usize) -> Result<(), Cut> {
-        let mut header = [0; MAX_HEADER];
-        let size = self.machine.outbound_header(length, &mut header);
-        let start = buffer.prepend(HEADROOM, &header[..size]);
+    pub async fn send_buffer(
+        &mut self,
+        mut buffer: Buffer,
+        length: usize,
+        rest: usize,
+    ) -> Result<(), Cut> {
+        let mut start = HEADROOM;
+        if self.announced == 0 {
+            let plain = self.half.socket().is_some();
+            self.announced = if plain {
+                length.max(rest.min(LONG))
+            } else {
+                length
+            };
+            let mut header = [0; MAX_HEADER];
+            let size = self.machine.outbound_header(self.announced, &mut header);
+            start = buffer.prepend(HEADROOM, &header[..size]);
+        }
+        self.announced -= length.min(self.announced);
         self.push(buffer, start, HEADROOM + length).await
     }
 
-    /// Sends all of `payload`.
+    /// Sends all of `payload`. Dropped before it is done, it leaves a tunnel that can only be aborted.
     ///
     /// # Errors
     /// [`Cut::Reset`].
     pub async fn send(&mut self, mut payload: &[u8]) -> Result<(), Cut> {
         while !payload.is_empty() {
-            let length = self.room().await?.min(payload.len());
+            let length = self.room(payload.len()).await?;
             let (now, later) = payload.split_at(length);
             let mut buffer = Buffer::take();
             buffer.payload_mut(length).copy_from_slice(now);
-            self.send_buffer(buffer, length).await?;
+            self.send_buffer(buffer, length, payload.len()).await?;
             payload = later;
         }
         Ok(())
@@ -228,6 +257,11 @@ impl Sender {
     /// # Errors
     /// [`Cut::Reset`].
     pub async fn finish(&mut self) -> Result<(), Cut> {
+        if self.announced > 0 || self.sending {
+            // A send was given up in the middle: what it announced cannot be taken back.
+            self.half.abort(Fault::Cancelled).await;
+            return Err(Cut::Reset);
+        }
         let mut header = [0; MAX_HEADER];
         match self.machine.outbound_finish(&mut header) {
             Finish::EndStream => self.half.finish().await?,
@@ -266,6 +300,15 @@ impl Sender {
 
     /// Sends `buffer[start..end]`, in pieces where the window is smaller.
     async fn push(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Cut> {
+        if std::mem::replace(&mut self.sending, true) {
+            return Err(Cut::Reset);
+        }
+        self.push_all(buffer, start, end).await?;
+        self.sending = false;
+        Ok(())
+    }
+
+    async fn push_all(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Cut> {
         let room = self.half.ready(end - start).await?;
         if room >= end - start {
             return Ok(self.half.send(buffer, start, end).await?);

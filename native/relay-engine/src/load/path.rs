@@ -220,10 +220,15 @@ impl PathSender {
         let rest = usize::try_from(rest).unwrap_or(usize::MAX);
         let size = match self {
             Self::Tunnel(sender, piece) => {
-                let size = sender.room().await?.min(rest).min(*piece);
+                let rest = if *piece < PAYLOAD {
+                    rest.min(*piece)
+                } else {
+                    rest
+                };
+                let size = sender.room(rest).await?;
                 let mut buffer = Buffer::take();
                 fill(buffer.payload_mut(size));
-                sender.send_buffer(buffer, size).await?;
+                sender.send_buffer(buffer, size, rest).await?;
                 size
             }
             Self::Tcp(write, block) => {
