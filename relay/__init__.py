@@ -1,4 +1,4 @@
-"""An HTTP capsule relay: templated connect-tcp and classic CONNECT over HTTP/1.1, HTTP/2 and HTTP/3."""
+"""An HTTP capsule relay: templated connect-tcp, connect-udp and classic CONNECT over HTTP/1.1, HTTP/2 and HTTP/3."""
 
 from relay._native import __version__
 from relay.config import Config

@@ -39,7 +39,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     help="Show version, build profile and features, and whether the kernel has TLS.",
 )
 def cli() -> None:
-    """An HTTP capsule relay: connect-tcp and CONNECT over HTTP/1.1, HTTP/2 and HTTP/3."""
+    """An HTTP capsule relay: connect-tcp, connect-udp and CONNECT over HTTP/1.1, HTTP/2 and HTTP/3."""
 
 
 cli.add_command(serve)

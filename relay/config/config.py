@@ -88,10 +88,6 @@ class Config(models.Section):
     def warnings(self) -> list[str]:
         """What is accepted, but not as it may be meant; one line each."""
         found: list[tuple[tuple[str | int, ...], str]] = []
-        served = {row["name"] for row in _native.protocols()}
-        for name, protocol in self.protocols.items():
-            if name not in served and protocol.enabled:
-                found.append((("protocols", name), f"this version does not serve {name} yet"))
         if self.admin.address:
             found.append((("admin", "address"), "this version does not serve the admin endpoint yet"))
         known = self.auth.users_file or self.auth.tokens_file or any(at.client_ca for at in self.listeners)
@@ -196,7 +192,7 @@ def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
             found.append((("protocols", name), faults.unknown(str(name), known)))
             continue
         row = rows.get(name)
-        tokens = [token for token, _, _ in row["profiles"]] if row else []
+        tokens = native.tokens_of(row) if row else []
         found += [
             (("protocols", name, key), f"{name} has no {key}: take it out")
             for key in ("template", "profiles", "profile")

@@ -25,9 +25,6 @@ from relay.framing import DATAGRAM, is_grease
 
 Http = Literal["h1", "h2", "h3"]
 
-#: In the contract, but served by no row of the protocol table yet; their keys are accepted.
-ANNOUNCED = ("connect-udp",)
-
 
 def _credentials(value: Any, info: ValidationInfo, what: str) -> str:
     if not isinstance(value, str | Path) or not str(value):
@@ -249,5 +246,4 @@ class Log(Section):
 
 def known_protocols() -> list[str]:
     """The names that ``[protocols.…]`` may have."""
-    served = [row["name"] for row in _native.protocols()]
-    return served + [name for name in ANNOUNCED if name not in served]
+    return [row["name"] for row in _native.protocols()]

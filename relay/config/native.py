@@ -117,6 +117,11 @@ def _protocols(config: "Config") -> dict[str, Any]:
     return {"connect": connect, "templated": templated}
 
 
+def tokens_of(row: "_native.ProtocolRow") -> list[str]:
+    """Tokens to choose from: of protocols whose capsule types go with them."""
+    return [token for token, data, _ in row["profiles"] if data]
+
+
 def _profiles(row: "_native.ProtocolRow", table: Any) -> list[dict[str, Any]]:
     chosen = table.profiles if table is not None else None
     profiles = [
@@ -146,9 +151,9 @@ def effective(config: "Config") -> dict[str, Any]:
         described: dict[str, Any] = {"enabled": table.enabled if table is not None else row["on_by_default"]}
         if row["templated"]:
             described["template"] = (table and table.template) or row["default_template"]
-        if row["profiles"]:
+        if tokens := tokens_of(row):
             chosen = table.profiles if table is not None else None
-            described["profiles"] = chosen or [token for token, _, _ in row["profiles"]]
+            described["profiles"] = chosen or tokens
             if table is not None and table.profile:
                 described["profile"] = [profile.model_dump() for profile in table.profile]
         tree["protocols"][row["name"]] = described

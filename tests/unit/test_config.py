@@ -64,7 +64,9 @@ def test_the_shortest_file_has_every_default(tmp_path: Path) -> None:
     }
     assert native["auth"] == {"required": True, "realm": "relay", "users": [], "tokens": []}
     assert native["protocols"]["connect"] is True
-    (tcp,) = native["protocols"]["templated"]
+    tcp, udp = native["protocols"]["templated"]
+    assert udp["template"] == "/.well-known/masque/udp/{target_host}/{target_port}/"
+    assert [profile["token"] for profile in udp["profiles"]] == ["connect-udp"]
     assert tcp["template"] == "/.well-known/masque/tcp/{target_host}/{target_port}/"
     assert [profile["token"] for profile in tcp["profiles"]] == ["connect-tcp-12", "connect-tcp-07"]
     assert native["policy"]["deny_ports"] == [25]
@@ -159,6 +161,12 @@ FAULTS = [
         "a port",
     ),
     (LISTENER + '[limits]\nbuffer_per_tunnel = "1B"', 4, "limits.buffer_per_tunnel", "at least"),
+    (
+        LISTENER + '[protocols.connect-udp]\nprofiles = ["connect-udp"]',
+        4,
+        "protocols.connect-udp.profiles",
+        "connect-udp has no profiles",
+    ),
     (LISTENER + '[limits]\nidle_timeout_datagram = "119s"', 4, "limits.idle_timeout_datagram", "at least 2m"),
     (LISTENER + '[admin]\naddress = "here"', 4, "admin.address", "an IP address and a port"),
     (LISTENER + '[log]\nlevel = "loud"', 4, "log.level", "'warning'"),
@@ -352,13 +360,10 @@ def test_an_open_relay_has_to_be_wanted(tmp_path: Path) -> None:
 def test_what_is_accepted_but_not_served_is_said(tmp_path: Path) -> None:
     warnings = load(
         tmp_path,
-        LISTENER
-        + "[auth]\nrequired = false\n"
-        + '[protocols.connect-udp]\ntemplate = "/u/{target_host}/{target_port}/"\n[admin]\naddress = "127.0.0.1:9090"',
+        LISTENER + "[auth]\nrequired = false\n" + '[admin]\naddress = "127.0.0.1:9090"',
     ).warnings()
     assert [line.replace(f"{tmp_path}/", "") for line in warnings] == [
-        "relay.toml:5: protocols.connect-udp: this version does not serve connect-udp yet",
-        "relay.toml:8: admin.address: this version does not serve the admin endpoint yet",
+        "relay.toml:6: admin.address: this version does not serve the admin endpoint yet",
     ]
 
 
@@ -406,7 +411,8 @@ def test_rules_reach_the_engine(tmp_path: Path) -> None:
 
 
 def test_protocols_can_be_turned_off_and_get_profiles(tmp_path: Path) -> None:
-    off = load(tmp_path, LISTENER + "[protocols.connect]\nenabled = false\n[protocols.connect-tcp]\nenabled = false")
+    names = ("connect", "connect-tcp", "connect-udp")
+    off = load(tmp_path, LISTENER + "".join(f"[protocols.{name}]\nenabled = false\n" for name in names))
     assert json.loads(off.to_native())["protocols"] == {"connect": False, "templated": []}
     more = load(
         tmp_path,
@@ -414,7 +420,7 @@ def test_protocols_can_be_turned_off_and_get_profiles(tmp_path: Path) -> None:
         + '[protocols.connect-tcp]\nprofiles = ["connect-tcp-07"]\n'
         + '[[protocols.connect-tcp.profile]]\ntoken = "connect-tcp"\ndata = 0x21\nfinal_data = 0x22',
     )
-    (tcp,) = json.loads(more.to_native())["protocols"]["templated"]
+    tcp, _ = json.loads(more.to_native())["protocols"]["templated"]
     assert tcp["profiles"][0]["token"] == "connect-tcp-07"
     assert tcp["profiles"][1] == {"token": "connect-tcp", "data": 0x21, "final_data": 0x22}
 

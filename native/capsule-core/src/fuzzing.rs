@@ -6,6 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::capsule::{Decoder, Event, MAX_HEADER, decode_header, encode_header, types};
+use crate::protocols::udp::{self, ConnectUdp};
 use crate::protocols::{TABLE, tcp::ConnectTcp};
 use crate::request::{Head, Request, Route, Routes, Version, parse};
 use crate::target::{Host, Target};
@@ -22,6 +23,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("capsule", capsule),
     ("capsule_protocol", capsule_protocol_field),
     ("connect_tcp", connect_tcp),
+    ("connect_udp", connect_udp),
     ("request", request),
     ("target", target),
     ("template", template),
@@ -181,6 +183,60 @@ pub fn connect_tcp(data: &[u8]) {
     assert_eq!(received.payload, data);
     assert_eq!(received.finishes, [data.len()]);
     assert_eq!(received.end, Ok(End::Complete));
+}
+
+/// The payloads of a connect-udp data stream, and how it ended.
+pub type Datagrams = (Vec<Vec<u8>>, Result<(), Malformed>);
+
+/// Runs a connect-udp tunnel's receiving side as an engine does.
+pub fn datagrams<'c>(tunnel: &mut ConnectUdp, chunks: impl Iterator<Item = &'c [u8]>) -> Datagrams {
+    let (mut held, mut payloads) = (Vec::new(), Vec::new());
+    for chunk in chunks {
+        held.extend_from_slice(chunk);
+        loop {
+            match tunnel.inbound(&held) {
+                Ok(udp::Step::Idle) => break,
+                Ok(udp::Step::More(bytes)) => {
+                    assert!(bytes > held.len());
+                    break;
+                }
+                Ok(udp::Step::Skip(bytes)) => {
+                    assert!(bytes > 0);
+                    held.drain(..bytes);
+                }
+                Ok(udp::Step::Payload { start, length }) => {
+                    assert!(length <= udp::MAX_PAYLOAD);
+                    payloads.push(held[start..start + length].to_vec());
+                    held.drain(..start + length);
+                }
+                Err(fault) => {
+                    assert_eq!(tunnel.inbound(&held), Err(fault));
+                    return (payloads, Err(fault));
+                }
+            }
+        }
+    }
+    let end = tunnel.inbound_end(held.len());
+    (payloads, end)
+}
+
+/// Any split gives the same payloads, and what is sent is received.
+pub fn connect_udp(data: &[u8]) {
+    let whole = datagrams(&mut ConnectUdp::new(), core::iter::once(data));
+    for size in [1, 2, 3, 7] {
+        let split = datagrams(&mut ConnectUdp::new(), data.chunks(size));
+        assert_eq!(split, whole);
+    }
+    let _ = ConnectUdp::new().datagram(data);
+    let mut stream = Vec::new();
+    let mut header = [0; udp::MAX_OVERHEAD];
+    for payload in data.chunks(9) {
+        let used = udp::capsule_header(payload.len(), &mut header);
+        stream.extend_from_slice(&header[..used]);
+        stream.extend_from_slice(payload);
+    }
+    let (payloads, end) = datagrams(&mut ConnectUdp::new(), stream.chunks(4));
+    assert_eq!((payloads.concat(), end), (data.to_vec(), Ok(())));
 }
 
 /// The field's parser never panics.

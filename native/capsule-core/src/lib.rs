@@ -21,3 +21,4 @@ pub mod template;
 pub mod tunnel;
 pub mod uri_template;
 pub mod varint;
+pub mod whole;

@@ -95,10 +95,10 @@ pub struct Request {
 }
 
 impl Request {
-    /// A fresh machine for the tunnel.
+    /// A fresh machine for the tunnel, where the target is a byte stream.
     #[must_use]
-    pub fn tunnel(&self) -> AnyStreamTunnel {
-        (self.protocol.tunnel)(self.profile.as_ref())
+    pub fn tunnel(&self) -> Option<AnyStreamTunnel> {
+        self.protocol.tunnel.map(|make| make(self.profile.as_ref()))
     }
 }
 

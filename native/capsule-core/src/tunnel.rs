@@ -48,6 +48,12 @@ pub enum Malformed {
     /// H3_DATAGRAM_ERROR instead of H3_MESSAGE_ERROR.
     #[error("an HTTP datagram came on a tunnel that carries none")]
     UnexpectedDatagram,
+    /// A datagram that is too short for a context ID.
+    #[error("an HTTP datagram without a context ID")]
+    NoContext,
+    /// A payload that no UDP datagram can hold.
+    #[error("a UDP payload of more than 65,527 bytes")]
+    OversizePayload,
 }
 
 /// How to tell the peer that the other side sent FIN.

@@ -47,6 +47,12 @@ pub struct Record<'a> {
     pub bytes_up: u64,
     /// Payload bytes to the client.
     pub bytes_down: u64,
+    /// Datagrams to the target and to the client, of tunnels that carry such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datagrams_up: Option<u64>,
+    /// The other way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datagrams_down: Option<u64>,
     /// Milliseconds from the request to the answer.
     pub setup_ms: f64,
     /// Milliseconds from the request to the end.

@@ -75,6 +75,16 @@ counters! {
     bytes_up,
     /// Payload bytes from targets to clients.
     bytes_down,
+    /// Datagrams from clients to targets.
+    datagrams_up,
+    /// Datagrams from targets to clients.
+    datagrams_down,
+    /// Datagrams that were dropped because they fit no packet of the path.
+    datagrams_dropped_oversize,
+    /// Datagrams that were dropped because a queue was full.
+    datagrams_dropped_queue,
+    /// Datagrams that were dropped because nobody registered their context.
+    datagrams_dropped_context,
     /// Capsules of types without a meaning, reserved ones not counted.
     unknown_capsules,
     /// Decisions asked of the hook.

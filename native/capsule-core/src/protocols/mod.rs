@@ -2,6 +2,7 @@
 
 pub mod connect;
 pub mod tcp;
+pub mod udp;
 
 use alloc::borrow::Cow;
 
@@ -24,9 +25,9 @@ pub enum TargetKind {
 pub struct Profile {
     /// `Upgrade` protocol name and `:protocol` value.
     pub token: Cow<'static, str>,
-    /// Capsule type of DATA.
+    /// Capsule type of DATA; 0 where the protocol has none.
     pub data: u64,
-    /// Capsule type of FINAL_DATA.
+    /// Capsule type of FINAL_DATA; 0 where the protocol has none.
     pub final_data: u64,
 }
 
@@ -47,8 +48,8 @@ pub struct Protocol {
     pub capsule_protocol: bool,
     /// On unless configured otherwise.
     pub default_on: bool,
-    /// Makes the machine of one tunnel.
-    pub tunnel: fn(Option<&Profile>) -> AnyStreamTunnel,
+    /// Makes the machine of one tunnel, where the target is a byte stream.
+    pub tunnel: Option<fn(Option<&Profile>) -> AnyStreamTunnel>,
 }
 
 impl PartialEq for Protocol {
@@ -70,7 +71,7 @@ pub static TABLE: &[Protocol] = &[
         profiles: &[],
         capsule_protocol: false,
         default_on: true,
-        tunnel: |_| AnyStreamTunnel::Raw(connect::Raw),
+        tunnel: Some(|_| AnyStreamTunnel::Raw(connect::Raw)),
     },
     Protocol {
         name: "connect-tcp",
@@ -80,11 +81,25 @@ pub static TABLE: &[Protocol] = &[
         profiles: TCP_PROFILES,
         capsule_protocol: true,
         default_on: true,
-        tunnel: |profile| {
+        tunnel: Some(|profile| {
             AnyStreamTunnel::ConnectTcp(tcp::ConnectTcp::with_profile(
                 profile.unwrap_or(&TCP_PROFILES[0]),
             ))
-        },
+        }),
+    },
+    Protocol {
+        name: "connect-udp",
+        target: TargetKind::Datagram,
+        templated: true,
+        default_template: Some("/.well-known/masque/udp/{target_host}/{target_port}/"),
+        profiles: &[Profile {
+            token: Cow::Borrowed("connect-udp"),
+            data: 0,
+            final_data: 0,
+        }],
+        capsule_protocol: true,
+        default_on: true,
+        tunnel: None,
     },
 ];
 
@@ -152,8 +167,12 @@ mod tests {
     fn the_constructor_takes_the_profile() {
         let mut out = [0; MAX_HEADER];
         for protocol in TABLE {
+            let Some(make) = protocol.tunnel else {
+                assert_ne!(protocol.target, TargetKind::Stream);
+                continue;
+            };
             for profile in protocol.profiles {
-                let mut tunnel = (protocol.tunnel)(Some(profile));
+                let mut tunnel = make(Some(profile));
                 assert_eq!(tunnel.outbound_finish(&mut out), Finish::Bytes(5));
                 let header = crate::capsule::decode_header(&out);
                 assert_eq!(header, Some((profile.final_data, 0, 5)));

@@ -125,7 +125,7 @@ fn field<'r>(reject: &'r Reject, name: &str) -> Option<&'r str> {
 
 #[test]
 fn an_unmatched_path_is_404_to_everybody() {
-    for path in ["/", "/x", "/.well-known/masque/udp/a/443/"] {
+    for path in ["/", "/x", "/.well-known/masque/ip/a/443/"] {
         assert_eq!(status(upgrade(path, &[])), 404);
         assert_eq!(status(h1_request("POST", path, &[HOST])), 404);
         assert_eq!(

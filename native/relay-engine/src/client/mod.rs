@@ -105,13 +105,16 @@ impl Form {
         })
     }
 
-    fn machine(&self) -> AnyStreamTunnel {
-        match self {
-            Self::Connect => (protocols::classic().tunnel)(None),
+    fn machine(&self) -> Result<AnyStreamTunnel, Error> {
+        let (protocol, profile) = match self {
+            Self::Connect => (protocols::classic(), None),
             Self::Templated {
                 protocol, profile, ..
-            } => (protocol.tunnel)(Some(profile)),
-        }
+            } => (*protocol, Some(profile)),
+        };
+        let make = protocol.tunnel;
+        let make = make.ok_or(Error::Usage("the protocol carries no byte stream"))?;
+        Ok(make(profile))
     }
 }
 
@@ -239,7 +242,7 @@ impl Client {
             Connection::H2(connection) => connection.open_tunnel(&self.proxy, wanted).await?,
             Connection::H3(connection) => connection.open_tunnel(&self.proxy, wanted).await?,
         };
-        Ok(Tunnel::new(fields, recv, send, form.machine()))
+        Ok(Tunnel::new(fields, recv, send, form.machine()?))
     }
 }
 

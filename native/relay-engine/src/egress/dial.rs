@@ -1,5 +1,7 @@
 //! From a target to a TCP connection: resolve, judge every address, race, connect.
 
+use std::future::ready;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use capsule_core::target::{Host, Target};
@@ -13,6 +15,7 @@ use super::dns::{Resolver, Unresolved};
 use super::error::DialError;
 use super::happy_eyeballs::{Family, Race, Step};
 use super::tcp::{self, Sources};
+use super::udp::{self, DatagramSocket};
 use crate::config;
 use crate::policy::Refusal;
 
@@ -44,18 +47,18 @@ impl Egress {
     }
 }
 
-/// A connection to a target.
+/// A way to a target.
 #[derive(Debug)]
-pub struct Dialled {
-    /// The connection; TCP_NODELAY and keepalive are on, and its close is a RST.
-    pub stream: TcpStream,
+pub struct Dialled<T> {
+    /// What was connected.
+    pub socket: T,
     /// Where it leads: the address that won.
     pub peer: SocketAddr,
 }
 
-enum Event {
+enum Event<T> {
     Resolved(Family, Result<Vec<IpAddr>, Unresolved>),
-    Attempted(IpAddr, Result<TcpStream, DialError>),
+    Attempted(IpAddr, Result<T, DialError>),
 }
 
 /// How a dial stands.
@@ -68,7 +71,36 @@ struct Progress {
     failure: Option<DialError>,
 }
 
-/// Connects to a target.
+/// Connects to a target by TCP; TCP_NODELAY and keepalive are on, and the connection's close is a RST.
+///
+/// # Errors
+/// The most telling error of all attempts.
+pub async fn dial(
+    egress: &Egress,
+    target: &Target,
+    permit: impl Fn(IpAddr) -> Result<(), Refusal>,
+    deadline: Instant,
+) -> Result<Dialled<TcpStream>, DialError> {
+    let connect = |peer| tcp::connect(&egress.sources, peer);
+    race(egress, target, permit, deadline, connect).await
+}
+
+/// Makes a UDP socket that talks to a target, at the first address that there is a way to. Nothing is sent.
+///
+/// # Errors
+/// The most telling error of all attempts.
+//= rfc9298 §3.1 dns-before-answer
+pub async fn dial_datagrams(
+    egress: &Egress,
+    target: &Target,
+    permit: impl Fn(IpAddr) -> Result<(), Refusal>,
+    deadline: Instant,
+) -> Result<Dialled<DatagramSocket>, DialError> {
+    let connect = |peer| ready(udp::connect(&egress.sources, peer));
+    race(egress, target, permit, deadline, connect).await
+}
+
+/// Resolves, and connects by `connect` to one address or another.
 ///
 /// Every address is put to `permit` before anything is sent to it; those refused never enter the race. All of it ends
 /// by `deadline`; dropping the future ends it at once and closes what was open.
@@ -77,13 +109,14 @@ struct Progress {
 /// The most telling error of all attempts.
 //= connect-tcp §4.1 race-addresses
 //= connect-tcp §4.1 race-holds-payload
-pub async fn dial(
+async fn race<T, F: Future<Output = io::Result<T>>>(
     egress: &Egress,
     target: &Target,
     permit: impl Fn(IpAddr) -> Result<(), Refusal>,
     deadline: Instant,
-) -> Result<Dialled, DialError> {
-    let mut events: FuturesUnordered<LocalBoxFuture<'_, Event>> = FuturesUnordered::new();
+    connect: impl Fn(SocketAddr) -> F,
+) -> Result<Dialled<T>, DialError> {
+    let mut events: FuturesUnordered<LocalBoxFuture<'_, Event<T>>> = FuturesUnordered::new();
     let mut progress = Progress {
         race: Race::new(),
         v4: None,
@@ -116,7 +149,7 @@ pub async fn dial(
             match progress.race.poll(Instant::now().into_std()) {
                 Step::Start(address) => {
                     let peer = SocketAddr::new(address, target.port);
-                    let attempt = tcp::connect(&egress.sources, peer);
+                    let attempt = connect(peer);
                     events.push(Box::pin(async move {
                         let result = attempt.await.map_err(|error| DialError::from(&error));
                         Event::Attempted(address, result)
@@ -131,10 +164,10 @@ pub async fn dial(
         tokio::select! {
             biased;
             Some(event) = events.next() => match event {
-                Event::Attempted(address, Ok(stream)) => {
+                Event::Attempted(address, Ok(socket)) => {
                     // The other attempts go with this future, and nothing was ever sent on them.
                     //= rfc8305 §5 cancel-losers
-                    return Ok(Dialled { stream, peer: SocketAddr::new(address, target.port) });
+                    return Ok(Dialled { socket, peer: SocketAddr::new(address, target.port) });
                 }
                 Event::Attempted(address, Err(error)) => {
                     progress.race.failed(address);

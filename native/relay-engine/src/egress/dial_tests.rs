@@ -117,12 +117,12 @@ async fn a_literal_is_connected_with_the_options_of_a_tunnel() {
     .await
     .unwrap();
     assert_eq!(dialled.peer, SocketAddr::new(V4, port));
-    let options = SockRef::from(&dialled.stream);
+    let options = SockRef::from(&dialled.socket);
     assert!(options.tcp_nodelay().unwrap());
     assert!(options.keepalive().unwrap());
     let (mut accepted, from) = listener.accept().await.unwrap();
-    assert_eq!(from, dialled.stream.local_addr().unwrap());
-    dialled.stream.write_all(b"hello").await.unwrap();
+    assert_eq!(from, dialled.socket.local_addr().unwrap());
+    dialled.socket.write_all(b"hello").await.unwrap();
     let mut bytes = [0; 5];
     accepted.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"hello");
@@ -448,7 +448,7 @@ async fn connections_come_from_the_configured_addresses_in_turn() {
         let dialled = dial(&egress, &target("127.0.0.1", port), anything, within(5000))
             .await
             .unwrap();
-        from.push(dialled.stream.local_addr().unwrap().ip());
+        from.push(dialled.socket.local_addr().unwrap().ip());
         listener.accept().await.unwrap();
     }
     assert_eq!(from, [first, second, first, second]);

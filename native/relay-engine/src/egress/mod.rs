@@ -7,7 +7,9 @@ pub mod happy_eyeballs;
 mod tcp;
 #[cfg(test)]
 mod test_server;
+mod udp;
 
-pub use dial::{Dialled, Egress, dial};
+pub use dial::{Dialled, Egress, dial, dial_datagrams};
 pub use error::DialError;
 pub(crate) use error::is_limit;
+pub use udp::DatagramSocket;

@@ -37,7 +37,7 @@ impl Sources {
     ///
     /// # Errors
     /// EAFNOSUPPORT if addresses are set and none is of the target's family.
-    fn pick(&self, target: IpAddr) -> io::Result<Option<IpAddr>> {
+    pub(super) fn pick(&self, target: IpAddr) -> io::Result<Option<IpAddr>> {
         if self.v4.is_empty() && self.v6.is_empty() {
             return Ok(None);
         }

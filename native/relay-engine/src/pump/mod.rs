@@ -3,6 +3,7 @@
 //! Two directions run side by side in one task: `up` (client to target) and `down` (target to client). Either may end cleanly
 //! on its own; the first fault ends both.
 
+pub mod datagram;
 mod pipe;
 mod splice;
 mod stream;
@@ -67,6 +68,9 @@ pub enum Ended {
     /// The target's connection broke.
     #[error("target reset")]
     TargetGone,
+    /// The system says that there is nobody at the target's address.
+    #[error("target unreachable")]
+    Unreachable,
     /// No byte either way for the idle time.
     #[error("idle")]
     Idle,
@@ -114,6 +118,8 @@ pub struct Outcome {
     pub up: u64,
     /// Payload bytes to the client.
     pub down: u64,
+    /// Datagrams to the target and to the client, where the tunnel carries such.
+    pub datagrams: Option<(u64, u64)>,
     /// Capsules of unknown, not reserved, types that were skipped.
     pub unknown_capsules: u64,
 }
@@ -314,7 +320,8 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
     });
     let result = {
         let both = both_directions(&tunnel, recv, send);
-        let guard = guard(&tunnel, bounds.idle, stop);
+        let progress = || (tunnel.up.get(), tunnel.down.get(), tunnel.taken.get());
+        let guard = guard(progress, bounds.idle, stop);
         match select(std::pin::pin!(both), std::pin::pin!(guard)).await {
             Either::Left((result, _)) => result,
             Either::Right((ended, _)) => Err(ended),
@@ -328,7 +335,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         }
         Err(ended) => {
             let fault = match ended {
-                Ended::TargetGone => Fault::Target,
+                Ended::TargetGone | Ended::Unreachable => Fault::Target,
                 Ended::Malformed(Malformed::UnexpectedDatagram) => Fault::Datagram,
                 Ended::Malformed(_) | Ended::MalformedMessage => Fault::Malformed,
                 //= connect-tcp §3.4 abrupt-close-h2
@@ -346,6 +353,7 @@ pub async fn run<R: RecvHalf, S: SendHalf>(
         ended,
         up: tunnel.up.get(),
         down: tunnel.down.get(),
+        datagrams: None,
         unknown_capsules,
     }
 }
@@ -433,7 +441,7 @@ async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Result<(), Ende
 
 /// Resolves when the tunnel must end although both sides would go on.
 async fn guard(
-    tunnel: &Tunnel<'_>,
+    progress: impl Fn() -> (u64, u64, u64),
     idle: Duration,
     stop: impl Future<Output = ()> + Unpin,
 ) -> Ended {
@@ -443,7 +451,7 @@ async fn guard(
         while same < 4 {
             sleep(idle / 4).await;
             // Also what is no payload is a sign of life.
-            let now = (tunnel.up.get(), tunnel.down.get(), tunnel.taken.get());
+            let now = progress();
             same = if now == seen { same + 1 } else { 0 };
             seen = now;
         }

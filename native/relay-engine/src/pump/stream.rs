@@ -8,7 +8,6 @@ use bytes::{Buf, Bytes};
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{Step, StreamTunnel};
 use futures_util::future::{Either, select};
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -140,9 +139,6 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
                 return Ok(());
             }
             Ok(length) => {
-                if length < limit.min(PAYLOAD) {
-                    drained(tcp);
-                }
                 forward(tunnel, send, buffer, length, room).await?;
                 turn.moved(length).await;
             }
@@ -150,14 +146,6 @@ pub(super) async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Resu
             Err(_) => return Err(Ended::TargetGone),
         }
     }
-}
-
-/// Remembers that a read took all there was: what comes next is an event of its own, so there is no need to ask. An end that was
-/// reported before stays reported.
-fn drained(tcp: &TcpStream) {
-    let _ = tcp.try_io(Interest::READABLE, || {
-        Err::<(), _>(ErrorKind::WouldBlock.into())
-    });
 }
 
 /// Sends the payload of `buffer` as the protocol has it.
@@ -185,7 +173,7 @@ pub(super) async fn forward<S: SendHalf>(
 }
 
 /// Sends a chunk that is longer than the window, which happens only where that is smaller than a header: in buffers of their own.
-async fn send_in_pieces<S: SendHalf>(
+pub(super) async fn send_in_pieces<S: SendHalf>(
     send: &mut S,
     buffer: Buffer,
     start: usize,

@@ -2,13 +2,14 @@
 
 mod answer;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use capsule_core::capsule_protocol;
 use capsule_core::fields::Fields;
+use capsule_core::protocols::TargetKind;
 use capsule_core::proxy_status::ProxyError;
 use capsule_core::reject::Reject;
 use capsule_core::request::{self, Challenge, Head, Request};
@@ -21,7 +22,7 @@ use tokio::time::timeout;
 use crate::access_log::{self, AccessLog, Record};
 use crate::auth::Outcome as Known;
 use crate::decide::{Decision, Question};
-use crate::egress::{Dialled, dial};
+use crate::egress::{DatagramSocket, DialError, Dialled, Egress, dial, dial_datagrams};
 use crate::hook;
 use crate::policy;
 use crate::pool;
@@ -73,7 +74,7 @@ impl Entry {
     /// The client went away before it was answered.
     fn left(&self, worker: &Worker) {
         let log = worker.shared.log.load();
-        self.write(&log, 0, None, "client gone before the answer", (0, 0));
+        self.write(&log, 0, None, "client gone before the answer", (0, 0), None);
     }
 
     fn write(
@@ -83,6 +84,7 @@ impl Entry {
         error: Option<ProxyError>,
         end: &str,
         bytes: (u64, u64),
+        datagrams: Option<(u64, u64)>,
     ) {
         let target = match &self.request.target {
             Ok(target) => target.to_string(),
@@ -101,10 +103,18 @@ impl Entry {
             end,
             bytes_up: bytes.0,
             bytes_down: bytes.1,
+            datagrams_up: datagrams.map(|(up, _)| up),
+            datagrams_down: datagrams.map(|(_, down)| down),
             setup_ms: access_log::milliseconds(self.setup),
             duration_ms: access_log::milliseconds(self.began.elapsed()),
         });
     }
+}
+
+/// A target that is connected.
+enum Reached {
+    Stream(TcpStream),
+    Datagrams(DatagramSocket),
 }
 
 /// A tunnel that the client was told of.
@@ -113,7 +123,7 @@ pub struct Opened<R, S> {
     status: u16,
     recv: R,
     send: S,
-    target: TcpStream,
+    target: Reached,
     slot: crate::state::TunnelSlot,
     bounds: Bounds,
 }
@@ -163,6 +173,8 @@ pub async fn open<E: Exchange>(
         began,
         setup: Duration::ZERO,
     };
+    let datagrams = entry.request.protocol.target == TargetKind::Datagram;
+    exchange.datagrams(datagrams);
     let admitted = admit(worker, &generation, peer, &head, &mut exchange, &mut entry).await;
     let (dialled, slot) = match admitted {
         Ok(Some(admitted)) => admitted,
@@ -189,7 +201,14 @@ pub async fn open<E: Exchange>(
                 ref detail,
                 ..
             } = refused.reject;
-            entry.write(&worker.shared.log.load(), status, error, detail, (0, 0));
+            entry.write(
+                &worker.shared.log.load(),
+                status,
+                error,
+                detail,
+                (0, 0),
+                None,
+            );
             refuse(&generation, exchange, answer).await;
             return None;
         }
@@ -229,10 +248,14 @@ pub async fn open<E: Exchange>(
         status,
         recv,
         send,
-        target: dialled.stream,
+        target: dialled.socket,
         slot,
         bounds: Bounds {
-            idle: generation.limits.idle_timeout,
+            idle: if datagrams {
+                generation.limits.idle_timeout_datagram
+            } else {
+                generation.limits.idle_timeout
+            },
             buffer: generation.limits.buffer_per_tunnel,
         },
     }))
@@ -245,19 +268,21 @@ pub async fn carry<R: RecvHalf, S: SendHalf>(worker: &Rc<Worker>, mut opened: Bo
     metrics.tunnels_open.add(1);
     let open = Open(worker);
     let stop = std::pin::pin!(worker.reached(Phase::Stopping));
-    let machine = opened.entry.request.tunnel();
     // The halves stay where they are: a future keeps room twice for what it is given.
-    let (recv, send) = (&mut opened.recv, &mut opened.send);
-    let outcome = pump::run(
-        machine,
-        recv,
-        send,
-        opened.target,
-        opened.bounds,
-        metrics,
-        stop,
-    )
-    .await;
+    let (recv, send, bounds) = (&mut opened.recv, &mut opened.send, opened.bounds);
+    let outcome = match (opened.target, opened.entry.request.tunnel()) {
+        (Reached::Stream(target), Some(machine)) => {
+            pump::run(machine, recv, send, target, bounds, metrics, stop).await
+        }
+        (Reached::Datagrams(target), _) => {
+            Box::pin(pump::datagram::run(
+                recv, send, target, bounds, metrics, stop,
+            ))
+            .await
+        }
+        // A byte stream without a machine: the table has no such row.
+        (Reached::Stream(_), None) => return,
+    };
     drop((opened.recv, opened.send, open, opened.slot));
     metrics.unknown_capsules.add(outcome.unknown_capsules);
     if outcome.ended != Ended::Clean {
@@ -270,6 +295,7 @@ pub async fn carry<R: RecvHalf, S: SendHalf>(worker: &Rc<Worker>, mut opened: Bo
         None,
         &outcome.ended.to_string(),
         (outcome.up, outcome.down),
+        outcome.datagrams,
     );
 }
 
@@ -295,7 +321,7 @@ async fn admit<E: Exchange>(
     head: &RequestHead,
     exchange: &mut E,
     entry: &mut Entry,
-) -> Result<Option<(Dialled, crate::state::TunnelSlot)>, Refused> {
+) -> Result<Option<(Dialled<Reached>, crate::state::TunnelSlot)>, Refused> {
     entry.principal = authenticate(generation, peer, head, &entry.request).await?;
     let (request, principal) = (&entry.request, &entry.principal);
     let target = request.target.as_ref().map_err(Clone::clone)?;
@@ -354,7 +380,8 @@ async fn admit<E: Exchange>(
     //= connect-tcp §3.1 attempt-before-status
     //= connect-tcp §3.1 no-switch-without-connection
     let dialled = {
-        let dial = std::pin::pin!(dial(
+        let dial = std::pin::pin!(reach(
+            request.protocol.target,
             &egress,
             target,
             |address| admission.permits(address),
@@ -373,6 +400,25 @@ async fn admit<E: Exchange>(
             rcode: error.rcode().map(Into::into),
         }),
     }
+}
+
+/// Connects to the target in the way that the protocol wants.
+async fn reach(
+    kind: TargetKind,
+    egress: &Egress,
+    target: &Target,
+    permit: impl Fn(IpAddr) -> Result<(), policy::Refusal>,
+    deadline: tokio::time::Instant,
+) -> Result<Dialled<Reached>, DialError> {
+    Ok(if kind == TargetKind::Datagram {
+        let Dialled { socket, peer } = dial_datagrams(egress, target, permit, deadline).await?;
+        let socket = Reached::Datagrams(socket);
+        Dialled { socket, peer }
+    } else {
+        let Dialled { socket, peer } = dial(egress, target, permit, deadline).await?;
+        let socket = Reached::Stream(socket);
+        Dialled { socket, peer }
+    })
 }
 
 /// Sends `100 (Continue)`; `false`: the client is gone, or does not take it in time.

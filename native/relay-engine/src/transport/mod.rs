@@ -134,6 +134,11 @@ pub trait RecvHalf {
         false
     }
 
+    /// Datagrams that come and go beside the data stream, where the transport has such.
+    fn flow(&self) -> Option<h3::Flow> {
+        None
+    }
+
     /// The plain socket under the data stream, for moving bytes inside the kernel; only while no byte is buffered above it.
     fn socket(&self) -> Option<&TcpStream> {
         None
@@ -183,6 +188,11 @@ pub trait Exchange {
     type Recv: RecvHalf;
     /// Bytes to the client.
     type Send: SendHalf;
+
+    /// Tells whether HTTP datagrams have a meaning for this request. Those that came and have none are an error.
+    fn datagrams(&mut self, wanted: bool) {
+        let _ = wanted;
+    }
 
     /// Sends `100 (Continue)`.
     fn proceed(&mut self) -> impl Future<Output = Result<(), Gone>>;

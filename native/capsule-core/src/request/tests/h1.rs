@@ -81,7 +81,7 @@ fn the_first_served_token_wins_and_brings_its_capsule_types() {
             types::FINAL_DATA_12,
         ),
         (
-            "connect-udp, connect-tcp-07",
+            "connect-ip, connect-tcp-07",
             "connect-tcp-07",
             types::FINAL_DATA_08,
         ),
@@ -90,7 +90,7 @@ fn the_first_served_token_wins_and_brings_its_capsule_types() {
         let request = h1_request("GET", PATH, &fields).unwrap();
         assert_eq!(request.token.as_deref(), Some(token));
         let mut header = [0; crate::capsule::MAX_HEADER];
-        request.tunnel().outbound_finish(&mut header);
+        request.tunnel().unwrap().outbound_finish(&mut header);
         let written = crate::capsule::decode_header(&header);
         assert_eq!(written, Some((final_data, 0, 5)));
     }

@@ -103,7 +103,7 @@ fn extended_connect_that_breaks_a_rule() {
 fn unknown_protocols_are_501_and_compare_exactly() {
     for protocol in [
         "websocket",
-        "connect-udp",
+        "connect-ip",
         "CONNECT-TCP-12",
         "connect-tcp",
         "",

@@ -1,5 +1,6 @@
 //! Answering one request: an interim or a final head, a refusal, or the two halves of a tunnel.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -104,6 +105,8 @@ pub(super) struct H3Exchange {
     /// Received behind the head, not yet decoded.
     pub(super) early: Vec<Bytes>,
     pub(super) verdict: Rc<Verdict>,
+    /// The client takes HTTP datagrams in QUIC DATAGRAM frames.
+    pub(super) datagrams: Rc<Cell<bool>>,
 }
 
 /// Writes a head; connection-specific fields have no place in it.
@@ -214,6 +217,13 @@ impl Exchange for H3Exchange {
     type Recv = H3Recv;
     type Send = H3Send;
 
+    //= rfc9297 §2 datagram-without-meaning
+    fn datagrams(&mut self, wanted: bool) {
+        if !self.verdict.inbox().decide(wanted) {
+            self.verdict.condemn(Code::DATAGRAM_ERROR);
+        }
+    }
+
     async fn proceed(&mut self) -> Result<(), Gone> {
         write_head(self.send.stream()?, 100, &[]).await
     }
@@ -271,6 +281,7 @@ impl Exchange for H3Exchange {
             self.decoder,
             self.early,
             self.verdict.clone(),
+            self.datagrams,
         );
         Ok((recv, H3Send::new(send, self.verdict)))
     }

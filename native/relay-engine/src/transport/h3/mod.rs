@@ -7,6 +7,7 @@ pub mod code;
 pub mod control;
 pub mod datagram;
 pub mod exchange;
+pub mod flow;
 pub mod frame;
 pub mod message;
 pub mod qpack;
@@ -15,4 +16,5 @@ pub mod settings;
 pub mod stream;
 pub mod uni;
 
+pub use flow::Flow;
 pub use server::accept;

@@ -1,12 +1,12 @@
 //! The server side of HTTP/3 connections: control streams, requests, GOAWAY, and the codes that violations end with.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use capsule_core::request::Version;
 use http::header::CONTENT_LENGTH;
 use tokio::sync::Notify;
@@ -33,6 +33,8 @@ use crate::worker::{OpenConnection, Worker};
 const UNPROVEN: u32 = 512;
 /// How long streams may take to say goodbye when the relay stops.
 const GOODBYE: Duration = Duration::from_millis(300);
+/// Datagrams of a connection that wait for the requests they belong to.
+const EARLY: usize = 32;
 /// A connection without a request is ended after this.
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -99,6 +101,10 @@ struct Connection {
     opened: RefCell<Opened>,
     /// Request streams that are open, for datagrams that name them.
     requests: RefCell<HashMap<u64, Rc<Verdict>>>,
+    /// Datagrams of requests that are still on their way.
+    early: RefCell<VecDeque<(u64, Bytes)>>,
+    /// The client takes HTTP datagrams in QUIC DATAGRAM frames.
+    datagrams: Rc<Cell<bool>>,
     /// Request streams the client may have open.
     limit: Cell<u32>,
     /// The first request that is not processed, once GOAWAY was sent.
@@ -129,6 +135,8 @@ async fn serve(worker: &Rc<Worker>, quic: quic::Connection) {
         peer: Rc::new(peer),
         opened: RefCell::new(Opened::new(Side::Server)),
         requests: RefCell::default(),
+        early: RefCell::default(),
+        datagrams: Rc::default(),
         limit: Cell::new(STREAMS),
         goaway: Cell::new(None),
         next: Cell::new(0),
@@ -149,6 +157,7 @@ async fn serve(worker: &Rc<Worker>, quic: quic::Connection) {
         return close(&connection.quic, Code::GENERAL_PROTOCOL_ERROR);
     };
     let mut draining = false;
+    let mut frames = Vec::new();
     let mut idle_until = Instant::now() + limit;
     let control_stopped = control.stopped();
     tokio::pin!(control_stopped);
@@ -175,9 +184,13 @@ async fn serve(worker: &Rc<Worker>, quic: quic::Connection) {
                     }
                 });
             }
-            frame = connection.quic.read_datagram() => {
-                let Ok(frame) = frame else { return };
-                datagram(&connection, &frame);
+            arrived = connection.quic.read_datagrams(&mut frames) => {
+                if arrived.is_err() {
+                    return;
+                }
+                for frame in frames.drain(..) {
+                    datagram(&connection, frame);
+                }
             }
             () = worker.reached(Phase::Draining), if !draining => {
                 draining = true;
@@ -237,6 +250,16 @@ fn begin(
     }
     connection.next.set(connection.next.get().max(id + 4));
     let verdict = Rc::new(Verdict::default());
+    //= rfc9297 §2.1 datagram-unknown-stream
+    connection
+        .early
+        .borrow_mut()
+        .retain_mut(|(stream, datagram)| {
+            if *stream == id {
+                verdict.inbox().push(std::mem::take(datagram));
+            }
+            *stream > id
+        });
     let open = {
         let mut requests = connection.requests.borrow_mut();
         requests.insert(id, verdict.clone());
@@ -319,6 +342,7 @@ async fn request(
                 decoder,
                 early: vec![early],
                 verdict,
+                datagrams: connection.datagrams.clone(),
             };
             let head = RequestHead {
                 version: Version::H3,
@@ -388,11 +412,11 @@ async fn unidirectional(
         };
         let mut data = &chunk[..];
         match purpose {
-            // What a client says there needs no answer: it cannot be pushed to, and its settings only bind what we do not send.
+            // What else a client says there needs no answer: it cannot be pushed to.
             Purpose::Control => {
                 while let Some(said) = control.next(&mut data)? {
                     if let Control::Settings(settings) = said {
-                        tracing::trace!(?settings, "client settings");
+                        connection.datagrams.set(settings.h3_datagram);
                     }
                 }
             }
@@ -406,17 +430,28 @@ async fn unidirectional(
     }
 }
 
-/// A QUIC datagram: no protocol served here gives it a meaning.
-fn datagram(connection: &Connection, frame: &[u8]) {
-    match datagram::parse(frame) {
-        Ok((stream, _)) => {
-            //= rfc9297 §2 datagram-without-meaning
-            //= rfc9297 §2.1 datagram-unknown-stream
-            //= rfc9297 §2.1 datagram-after-close
-            if let Some(verdict) = connection.requests.borrow().get(&stream) {
-                verdict.condemn(Code::DATAGRAM_ERROR);
-            }
+/// A QUIC datagram: for a request, or for one that is still on its way.
+fn datagram(connection: &Connection, mut frame: Bytes) {
+    let (stream, start) = match datagram::parse(&frame) {
+        Ok(parsed) => parsed,
+        Err(fault) => return connection.violated(fault.code()),
+    };
+    frame.advance(start);
+    if let Some(verdict) = connection.requests.borrow().get(&stream) {
+        //= rfc9297 §2 datagram-without-meaning
+        if !verdict.inbox().push(frame) {
+            verdict.condemn(Code::DATAGRAM_ERROR);
         }
-        Err(fault) => connection.violated(fault.code()),
+        return;
+    }
+    //= rfc9297 §2.1 datagram-unknown-stream
+    //= rfc9297 §2.1 datagram-after-close
+    if stream >= connection.next.get() {
+        let mut early = connection.early.borrow_mut();
+        if early.len() >= EARLY {
+            early.pop_front();
+        }
+        // A copy: what waits for long must not keep the buffer that it was received in.
+        early.push_back((stream, Bytes::copy_from_slice(&frame)));
     }
 }

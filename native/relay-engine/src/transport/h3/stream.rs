@@ -10,6 +10,7 @@ use futures_util::future::{Either, select};
 use tokio::sync::Notify;
 
 use super::code::{self, Code};
+use super::flow::{Flow, Inbox};
 use super::frame::{self, Decoder, FrameStep};
 use crate::pool::{Backlog, Buffer};
 use crate::transport::quic::{self, VarInt};
@@ -60,6 +61,7 @@ pub(super) fn close(connection: &quic::Connection, code: Code) {
 pub struct Verdict {
     code: Cell<Option<Code>>,
     wake: Notify,
+    inbox: Inbox,
 }
 
 impl Verdict {
@@ -68,6 +70,11 @@ impl Verdict {
         self.code.set(Some(code));
         self.wake.notify_waiters();
         self.wake.notify_one();
+    }
+
+    /// Datagrams that came for the stream.
+    pub(super) const fn inbox(&self) -> &Inbox {
+        &self.inbox
     }
 
     /// The code to reset with: that of the verdict, or the given one.
@@ -107,6 +114,8 @@ pub struct H3Recv {
     /// Received behind the head, not yet decoded.
     early: Vec<Bytes>,
     verdict: Rc<Verdict>,
+    /// The peer takes HTTP datagrams in QUIC DATAGRAM frames.
+    datagrams: Rc<Cell<bool>>,
     over: bool,
 }
 
@@ -126,6 +135,7 @@ impl H3Recv {
         mut decoder: Decoder,
         early: Vec<Bytes>,
         verdict: Rc<Verdict>,
+        datagrams: Rc<Cell<bool>>,
     ) -> Self {
         decoder.tunnel();
         Self {
@@ -134,6 +144,7 @@ impl H3Recv {
             decoder,
             early,
             verdict,
+            datagrams,
             over: false,
         }
     }
@@ -233,6 +244,12 @@ impl RecvHalf for H3Recv {
             }
             Err(_) => true,
         }
+    }
+
+    fn flow(&self) -> Option<Flow> {
+        let stream = u64::from(VarInt::from(self.stream.id()));
+        let (quic, verdict) = (self.connection.clone(), self.verdict.clone());
+        Some(Flow::new(quic, stream, verdict, self.datagrams.clone()))
     }
 
     // The QUIC stack gives credit as bytes are read; what was read and not written is one batch.

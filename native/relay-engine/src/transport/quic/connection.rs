@@ -270,6 +270,42 @@ impl Connection {
         .await
     }
 
+    /// As [`read_datagram`](Self::read_datagram), and all others that are at hand.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn read_datagrams(&self, into: &mut Vec<Bytes>) -> Result<(), ConnectionError> {
+        into.push(self.read_datagram().await?);
+        let mut state = self.state().borrow_mut();
+        while let Some(datagram) = state.proto.datagrams().recv() {
+            into.push(datagram);
+        }
+        Ok(())
+    }
+
+    /// The longest QUIC datagram that fits the path now, in bytes; `None`: the peer takes none.
+    pub fn max_datagram_size(&self) -> Option<usize> {
+        self.state().borrow_mut().proto.datagrams().max_size()
+    }
+
+    /// Queues QUIC datagrams; the oldest that were not sent make room. How many were dropped for it, or because they are too long.
+    pub fn send_datagrams(&self, datagrams: impl Iterator<Item = Bytes>) -> u64 {
+        let mut dropped = 0;
+        let mut state = self.state().borrow_mut();
+        if state.error.is_some() {
+            return datagrams.count() as u64;
+        }
+        let mut queue = state.proto.datagrams();
+        for datagram in datagrams {
+            let full = queue.send_buffer_space() < datagram.len();
+            let queued = queue.send(datagram, true).is_ok();
+            dropped += u64::from(full || !queued);
+        }
+        drop(state);
+        self.0.0.touch();
+        dropped
+    }
+
     fn state(&self) -> &RefCell<State> {
         &self.0.0.state
     }

@@ -1,0 +1,195 @@
+//! connect-udp (RFC 9298): UDP payloads in HTTP datagrams, each behind a context ID. Context 0 is the payload as it is; nothing here
+//! registers another.
+
+use crate::capsule::{self, MAX_HEADER, types};
+use crate::tunnel::Malformed;
+use crate::varint;
+use crate::whole::{Front, Reader, Wanted};
+
+/// The longest UDP payload (RFC 9298 §5), in bytes.
+pub const MAX_PAYLOAD: usize = 65_527;
+/// What goes before a payload in a capsule, at most: the capsule's header and the context ID.
+pub const MAX_OVERHEAD: usize = MAX_HEADER + 1;
+/// What goes before a payload in an HTTP datagram: context ID 0.
+//= rfc9298 §5 context-0-payload
+pub const CONTEXT: [u8; 1] = [0];
+/// The longest HTTP datagram that can carry a payload of context 0: a context ID may be written longer than it needs to be.
+const MAX_DATAGRAM: usize = varint::MAX_LEN + MAX_PAYLOAD;
+
+/// What stands at the front of the received data stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing to do until more bytes arrive.
+    Idle,
+    /// Drop that many bytes from the front.
+    Skip(usize),
+    /// Keep what is at hand and come again once that many bytes are.
+    More(usize),
+    /// `data[start..start + length]` is a UDP payload for the target, perhaps empty; drop `start + length` bytes then.
+    Payload {
+        /// Where the payload begins.
+        start: usize,
+        /// Bytes of the payload.
+        length: usize,
+    },
+}
+
+/// One end of a connect-udp tunnel; client and proxy behave alike.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectUdp {
+    reader: Reader,
+    failed: Option<Malformed>,
+    unknown_capsules: u64,
+    unknown_contexts: u64,
+}
+
+struct Datagrams;
+
+impl Wanted for Datagrams {
+    fn longest(&self, kind: u64) -> Option<usize> {
+        (kind == types::DATAGRAM).then_some(MAX_DATAGRAM)
+    }
+
+    fn shown(&self) -> usize {
+        varint::MAX_LEN
+    }
+}
+
+impl ConnectUdp {
+    /// A fresh tunnel.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            reader: Reader::new(),
+            failed: None,
+            unknown_capsules: 0,
+            unknown_contexts: 0,
+        }
+    }
+
+    /// Looks at the front of `data`, the received bytes of the data stream not yet dropped.
+    ///
+    /// # Errors
+    /// [`Malformed`], and the same again on every later call.
+    pub fn inbound(&mut self, data: &[u8]) -> Result<Step, Malformed> {
+        if let Some(fault) = self.failed {
+            return Err(fault);
+        }
+        Ok(match self.reader.look(data, &Datagrams) {
+            Front::Idle => Step::Idle,
+            Front::Skip(bytes) => Step::Skip(bytes),
+            Front::More(bytes) => {
+                // What is known to be too long is not waited for.
+                if let Some((_, length, start)) = capsule::decode_header(data)
+                    && varint::decode(&data[start..]).is_some()
+                {
+                    let known = self.unknown_contexts;
+                    self.datagram_of(&data[start..], length)?;
+                    self.unknown_contexts = known;
+                }
+                Step::More(bytes)
+            }
+            Front::Unknown { kind, header } => {
+                //= rfc9297 §5.4 skip-grease
+                if !types::is_grease(kind) {
+                    self.unknown_capsules = self.unknown_capsules.saturating_add(1);
+                }
+                Step::Skip(header)
+            }
+            Front::Whole { start, length, .. } => {
+                match self.datagram(&data[start..start + length])? {
+                    Some(context) => Step::Payload {
+                        start: start + context,
+                        length: length - context,
+                    },
+                    None => Step::Skip(start + length),
+                }
+            }
+            Front::Long { start, length, .. } => {
+                // Longer than any payload of context 0; of the others nothing is known.
+                self.datagram_of(&data[start..], length)?;
+                self.reader.skip(start, length);
+                Step::Skip(self.skip_at_hand(data))
+            }
+        })
+    }
+
+    fn skip_at_hand(&mut self, data: &[u8]) -> usize {
+        match self.reader.look(data, &Datagrams) {
+            Front::Skip(bytes) => bytes,
+            _ => 0,
+        }
+    }
+
+    /// Looks at an HTTP datagram that came by itself: where its UDP payload begins, or `None` if it is none of ours.
+    ///
+    /// # Errors
+    /// [`Malformed`], and the same again on every later call.
+    pub fn datagram(&mut self, datagram: &[u8]) -> Result<Option<usize>, Malformed> {
+        if let Some(fault) = self.failed {
+            return Err(fault);
+        }
+        self.datagram_of(datagram, datagram.len() as u64)
+    }
+
+    /// A datagram of `length` bytes that begins with `front`.
+    fn datagram_of(&mut self, front: &[u8], length: u64) -> Result<Option<usize>, Malformed> {
+        match varint::decode(front) {
+            //= rfc9298 §5 context-0-limit
+            Some((0, size)) if length - size as u64 > MAX_PAYLOAD as u64 => {
+                Err(self.fail(Malformed::OversizePayload))
+            }
+            Some((0, size)) => Ok(Some(size)),
+            //= rfc9298 §4 unknown-context
+            Some(_) => {
+                self.unknown_contexts = self.unknown_contexts.saturating_add(1);
+                Ok(None)
+            }
+            //= rfc9297 §3.3 malformed-capsule
+            None => Err(self.fail(Malformed::NoContext)),
+        }
+    }
+
+    /// The received data stream ended cleanly, with `held` bytes that [`inbound`](Self::inbound) wanted more of.
+    ///
+    /// # Errors
+    /// [`Malformed::TruncatedCapsule`].
+    pub fn inbound_end(&mut self, held: usize) -> Result<(), Malformed> {
+        match self.failed {
+            Some(fault) => Err(fault),
+            None if self.reader.at_boundary(held) => Ok(()),
+            //= rfc9297 §3.3 truncated-capsule
+            None => Err(self.fail(Malformed::TruncatedCapsule)),
+        }
+    }
+
+    const fn fail(&mut self, fault: Malformed) -> Malformed {
+        self.failed = Some(fault);
+        fault
+    }
+
+    /// Capsules skipped so far because their type means nothing here, reserved ("grease") types not counted.
+    #[must_use]
+    pub const fn unknown_capsules(&self) -> u64 {
+        self.unknown_capsules
+    }
+
+    /// Datagrams dropped so far because nobody registered their context.
+    #[must_use]
+    pub const fn unknown_contexts(&self) -> u64 {
+        self.unknown_contexts
+    }
+}
+
+/// Writes what goes before a payload of `length` bytes in a capsule to the front of `out` and returns its size.
+pub fn capsule_header(length: usize, out: &mut [u8; MAX_OVERHEAD]) -> usize {
+    let mut header = [0; MAX_HEADER];
+    let datagram = (CONTEXT.len() + length) as u64;
+    let used = capsule::encode_header(types::DATAGRAM, datagram, &mut header);
+    out[..used].copy_from_slice(&header[..used]);
+    out[used] = CONTEXT[0];
+    used + CONTEXT.len()
+}
+
+#[cfg(test)]
+mod tests;
