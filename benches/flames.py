@@ -92,7 +92,7 @@ def build_serve() -> Path:
 
 def serve(
     stack: contextlib.ExitStack, program: Path, home: Path, certificate: Path, key: Path
-) -> tuple[int, list[str]]:
+) -> tuple[subprocess.Popen[str], list[str]]:
     """The engine, as the benchmark configures it, on one worker: its process, and where it is in the clear and not."""
     (home / "relay.toml").write_text(
         f"workers = 1\n{capsule_relay.CLEAR}{capsule_relay.SECURE.format(certificate=certificate, key=key)}"
@@ -109,7 +109,7 @@ def serve(
         if found is None:
             raise BenchError("the engine's addresses are not understood")
         addresses[found[2]] = found[1]
-    return process.pid, [addresses["false"], addresses["true"]]
+    return process, [addresses["false"], addresses["true"]]
 
 
 def sample(program: str, cell: Cell, load: Load, direction: str, size: float) -> tuple[Run, list[stacks.Stack]]:
@@ -198,13 +198,13 @@ def profiles(stack: contextlib.ExitStack, options: argparse.Namespace) -> list[P
     (home / "key.pem").touch(0o600)
     (home / "key.pem").write_text(key)
     origin = first_line(stack.enter_context(running([str(load), "origin"])), "the origin")
-    pid, (clear, secure) = serve(stack, engine, home, home / "cert.pem", home / "key.pem")
+    process, (clear, secure) = serve(stack, engine, home, home / "cert.pem", home / "key.pem")
     client = Load(load, origin, home / "cert.pem")
     options.output.mkdir(parents=True, exist_ok=True)
     found = []
     for transport in ("h1", "h1tls", "h2", "h3"):
         for form in capsule_relay.FORMS:
-            cell = Cell(results.RELAY, transport, form, clear if transport == "h1" else secure, pid)
+            cell = Cell(results.RELAY, transport, form, clear if transport == "h1" else secure, process.pid)
             for direction in DIRECTIONS:
                 name = f"{transport}-{form}-{direction}"
                 if not any(part.strip() in name for part in options.only.split(",")):
