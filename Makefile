@@ -30,10 +30,10 @@ PYTHON_TREES := $(wildcard relay tests benches examples spec .ci)
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# $(call install,VENV,KIND,MATURIN ARGUMENTS): build the wheel, put it into the venv.
+# $(call install,VENV,KIND,MATURIN ARGUMENTS,ENVIRONMENT): build the wheel, put it into the venv.
 define install
 rm -rf $(WHEELS)/$(2)
-$(1)/bin/maturin build $(3) --locked --compatibility linux --interpreter $(1)/bin/python --out $(WHEELS)/$(2)
+$(4) $(1)/bin/maturin build $(3) --locked --compatibility linux --interpreter $(1)/bin/python --out $(WHEELS)/$(2)
 $(1)/bin/python -m pip install --quiet --no-deps --force-reinstall $(WHEELS)/$(2)/*.whl
 endef
 
@@ -201,10 +201,7 @@ $(PROFILE): $(VENV)/.shipped benches/train.py
 	PYTHONPATH=benches $(VENV)/bin/python benches/train.py $@
 
 $(VENV)/.trained: $(PROFILE)
-	rm -rf $(WHEELS)/shipped
-	RUSTFLAGS="$${RUSTFLAGS:-} -Cprofile-use=$(PROFILE)" $(VENV)/bin/maturin build --release --target $(HOST) --locked \
-	  --compatibility linux --interpreter $(VENV)/bin/python --out $(WHEELS)/shipped
-	$(VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall $(WHEELS)/shipped/*.whl
+	$(call install,$(VENV),shipped,--release --target $(HOST),RUSTFLAGS="$${RUSTFLAGS:-} -Cprofile-use=$(PROFILE)")
 	@touch $(VENV)/.shipped $(PROFILE) $@
 
 $(VENV)/.quick: $(VENV)/.dependencies $(SOURCES)

@@ -112,6 +112,18 @@ def serve(
     return process, [addresses["false"], addresses["true"]]
 
 
+def scene(stack: contextlib.ExitStack, engine: Path, load: Path) -> tuple[subprocess.Popen[str], list[str], str, Path]:
+    """The engine and an origin: as from `serve`, then the origin's address and the file of the certificate."""
+    home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-engine-")))
+    certificate, key = _native.throwaway_certificate(["localhost"])
+    (home / "cert.pem").write_text(certificate)
+    (home / "key.pem").touch(0o600)
+    (home / "key.pem").write_text(key)
+    origin = first_line(stack.enter_context(running([str(load), "origin"])), "the origin")
+    process, addresses = serve(stack, engine, home, home / "cert.pem", home / "key.pem")
+    return process, addresses, origin, home / "cert.pem"
+
+
 def sample(program: str, cell: Cell, load: Load, direction: str, size: float) -> tuple[Run, list[stacks.Stack]]:
     """One transfer under perf."""
     with tempfile.TemporaryDirectory(prefix="relay-perf-") as directory:
@@ -192,14 +204,8 @@ def arguments() -> argparse.Namespace:
 def profiles(stack: contextlib.ExitStack, options: argparse.Namespace) -> list[Profile]:
     program, painter = perf(), flame_graph()
     load, engine = build_load().resolve(), build_serve()
-    home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-flames-")))
-    certificate, key = _native.throwaway_certificate(["localhost"])
-    (home / "cert.pem").write_text(certificate)
-    (home / "key.pem").touch(0o600)
-    (home / "key.pem").write_text(key)
-    origin = first_line(stack.enter_context(running([str(load), "origin"])), "the origin")
-    process, (clear, secure) = serve(stack, engine, home, home / "cert.pem", home / "key.pem")
-    client = Load(load, origin, home / "cert.pem")
+    process, (clear, secure), origin, certificate = scene(stack, engine, load)
+    client = Load(load, origin, certificate)
     options.output.mkdir(parents=True, exist_ok=True)
     found = []
     for transport in ("h1", "h1tls", "h2", "h3"):

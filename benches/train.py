@@ -13,16 +13,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from bench import build_load
-from flames import serve
+from flames import scene
 from harness.cells import DIRECTIONS
 from harness.probes import BULK, MULTIPLEXED, SECURE, Gateway, Loads
-from harness.process import BenchError, first_line, running
-
-from relay import _native
+from harness.process import BenchError
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "target" / "training"
@@ -66,15 +63,9 @@ def build(raw: Path) -> Path:
 def train(program: Path, load: Path) -> None:
     """Runs the loads; the counts are written when the engine ends."""
     with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-training-")))
-        certificate, key = _native.throwaway_certificate(["localhost"])
-        (home / "cert.pem").write_text(certificate)
-        (home / "key.pem").touch(0o600)
-        (home / "key.pem").write_text(key)
-        origin = first_line(stack.enter_context(running([str(load), "origin"])), "the origin")
-        process, (clear, secure) = serve(stack, program, home, home / "cert.pem", home / "key.pem")
+        process, (clear, secure), origin, certificate = scene(stack, program, load)
         gateway = Gateway(process.pid, {"http": clear, "https": secure})
-        loads = Loads(load, origin, certificate, SIZE, SECONDS)
+        loads = Loads(load, origin, certificate.read_text(), SIZE, SECONDS)
         for transport, direction in itertools.product(BULK, DIRECTIONS):
             for streams in SHAPES if transport in MULTIPLEXED else SHAPES[:1]:
                 cost = loads.bulk(gateway, transport, direction, streams=streams)
@@ -98,7 +89,7 @@ def main() -> int:
         train(build(raw), build_load().resolve())
         options.output.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([program, "merge", "-o", str(options.output), str(raw)], check=True)
-    except (BenchError, OSError, subprocess.CalledProcessError) as error:
+    except (BenchError, OSError, subprocess.SubprocessError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     return 0
