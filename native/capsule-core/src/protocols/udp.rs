@@ -81,11 +81,9 @@ impl ConnectUdp {
             Front::More(bytes) => {
                 // What is known to be too long is not waited for.
                 if let Some((_, length, start)) = capsule::decode_header(data)
-                    && varint::decode(&data[start..]).is_some()
+                    && let Err(Malformed::OversizePayload) = payload_start(&data[start..], length)
                 {
-                    let known = self.unknown_contexts;
-                    self.datagram_of(&data[start..], length)?;
-                    self.unknown_contexts = known;
+                    return Err(self.fail(Malformed::OversizePayload));
                 }
                 Step::More(bytes)
             }
@@ -109,16 +107,9 @@ impl ConnectUdp {
                 // Longer than any payload of context 0; of the others nothing is known.
                 self.datagram_of(&data[start..], length)?;
                 self.reader.skip(start, length);
-                Step::Skip(self.skip_at_hand(data))
+                return self.inbound(data);
             }
         })
-    }
-
-    fn skip_at_hand(&mut self, data: &[u8]) -> usize {
-        match self.reader.look(data, &Datagrams) {
-            Front::Skip(bytes) => bytes,
-            _ => 0,
-        }
     }
 
     /// Looks at an HTTP datagram that came by itself: where its UDP payload begins, or `None` if it is none of ours.
@@ -134,20 +125,11 @@ impl ConnectUdp {
 
     /// A datagram of `length` bytes that begins with `front`.
     fn datagram_of(&mut self, front: &[u8], length: u64) -> Result<Option<usize>, Malformed> {
-        match varint::decode(front) {
-            //= rfc9298 §5 context-0-limit
-            Some((0, size)) if length - size as u64 > MAX_PAYLOAD as u64 => {
-                Err(self.fail(Malformed::OversizePayload))
-            }
-            Some((0, size)) => Ok(Some(size)),
-            //= rfc9298 §4 unknown-context
-            Some(_) => {
-                self.unknown_contexts = self.unknown_contexts.saturating_add(1);
-                Ok(None)
-            }
-            //= rfc9297 §3.3 malformed-capsule
-            None => Err(self.fail(Malformed::NoContext)),
+        let start = payload_start(front, length).map_err(|fault| self.fail(fault))?;
+        if start.is_none() {
+            self.unknown_contexts = self.unknown_contexts.saturating_add(1);
         }
+        Ok(start)
     }
 
     /// The received data stream ended cleanly, with `held` bytes that [`inbound`](Self::inbound) wanted more of.
@@ -178,6 +160,21 @@ impl ConnectUdp {
     #[must_use]
     pub const fn unknown_contexts(&self) -> u64 {
         self.unknown_contexts
+    }
+}
+
+/// Where the payload begins in a datagram of `length` bytes that begins with `front`; `None`: its context is none of ours.
+fn payload_start(front: &[u8], length: u64) -> Result<Option<usize>, Malformed> {
+    match varint::decode(front) {
+        //= rfc9298 §5 context-0-limit
+        Some((0, size)) if length - size as u64 > MAX_PAYLOAD as u64 => {
+            Err(Malformed::OversizePayload)
+        }
+        Some((0, size)) => Ok(Some(size)),
+        //= rfc9298 §4 unknown-context
+        Some(_) => Ok(None),
+        //= rfc9297 §3.3 malformed-capsule
+        None => Err(Malformed::NoContext),
     }
 }
 

@@ -1,6 +1,6 @@
 //! HTTP/3: one QUIC connection.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -38,8 +38,6 @@ pub(super) struct Connection {
     quic: quic::Connection,
     /// The proxy's settings, once they arrived.
     settings: watch::Receiver<Option<Settings>>,
-    /// The proxy takes HTTP datagrams in QUIC DATAGRAM frames.
-    datagrams: Rc<Cell<bool>>,
     /// Our control stream, which must not end before the connection.
     _control: quic::SendStream,
     _endpoint: quic::Endpoint,
@@ -84,12 +82,10 @@ impl Connection {
             .await
             .map_err(failed)?;
         let (sender, settings) = watch::channel(None);
-        let datagrams = Rc::new(Cell::new(false));
-        spawn_local(listen(quic.clone(), sender, datagrams.clone()));
+        spawn_local(listen(quic.clone(), sender));
         Ok(Self {
             quic,
             settings,
-            datagrams,
             _control: control,
             _endpoint: endpoint,
         })
@@ -135,7 +131,8 @@ impl Connection {
             decoder,
             vec![early],
             verdict.clone(),
-            self.datagrams.clone(),
+            // No tunnel of a client carries datagrams.
+            Rc::default(),
         );
         let send = H3Send::new(send, verdict);
         Ok((fields, Recv::H3(Box::new(recv)), Send::H3(Box::new(send))))
@@ -182,18 +179,13 @@ async fn read_head(
 }
 
 /// Takes the proxy's unidirectional streams until the connection ends.
-async fn listen(
-    quic: quic::Connection,
-    settings: watch::Sender<Option<Settings>>,
-    datagrams: Rc<Cell<bool>>,
-) {
+async fn listen(quic: quic::Connection, settings: watch::Sender<Option<Settings>>) {
     let opened = Rc::new(RefCell::new(uni::Opened::new(Side::Client)));
     let settings = Rc::new(settings);
     while let Ok(recv) = quic.accept_uni().await {
         let (quic, opened, settings) = (quic.clone(), opened.clone(), settings.clone());
-        let datagrams = datagrams.clone();
         spawn_local(async move {
-            if let Err(fault) = unidirectional(recv, &opened, &settings, &datagrams).await {
+            if let Err(fault) = unidirectional(recv, &opened, &settings).await {
                 quic.close(number(fault.code()), b"");
             }
         });
@@ -204,7 +196,6 @@ async fn unidirectional(
     mut recv: quic::RecvStream,
     opened: &RefCell<uni::Opened>,
     settings: &watch::Sender<Option<Settings>>,
-    datagrams: &Cell<bool>,
 ) -> Result<(), Fault> {
     let mut front = Vec::new();
     let kind = loop {
@@ -232,7 +223,6 @@ async fn unidirectional(
             Purpose::Control => {
                 while let Some(said) = control.next(&mut data)? {
                     if let Control::Settings(theirs) = said {
-                        datagrams.set(theirs.h3_datagram);
                         settings.send_replace(Some(theirs));
                     }
                 }

@@ -188,8 +188,9 @@ fn take(
     payloads: &mut Vec<Bytes>,
 ) -> Result<(), Malformed> {
     // What is missing of the capsule that is held, and no more, so that the rest need not be copied.
-    while !held.is_empty() && !chunk.is_empty() {
+    while !held.is_empty() {
         match machine.inbound(held)? {
+            Step::More(_) | Step::Idle if chunk.is_empty() => return Ok(()),
             Step::More(bytes) => {
                 let missing = chunk.len().min(bytes - held.len());
                 held.extend_from_slice(&chunk.split_to(missing));
@@ -200,17 +201,6 @@ fn take(
             }
             Step::Idle => {}
         }
-    }
-    if !held.is_empty() {
-        // It may be complete now.
-        match machine.inbound(held)? {
-            Step::Skip(bytes) => held.advance(bytes),
-            Step::Payload { start, length } => {
-                payloads.push(held.split().freeze().slice(start..start + length));
-            }
-            Step::More(_) | Step::Idle => {}
-        }
-        return Ok(());
     }
     loop {
         match machine.inbound(&chunk)? {
