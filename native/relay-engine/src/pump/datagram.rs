@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::pin::pin;
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use capsule_core::protocols::udp::{self, CONTEXT, ConnectUdp, MAX_OVERHEAD, Step};
-use capsule_core::tunnel::Malformed;
+use bytes::{Bytes, BytesMut};
+use capsule_core::protocols::udp::{self, CONTEXT, ConnectUdp, MAX_OVERHEAD};
 use futures_util::future::{Either, select};
 use tokio::time::timeout;
 
+use super::payloads::take;
 use super::stream::send_in_pieces;
 use super::{Bounds, Ended, LAST_WORD, Outcome, Turn, guard};
 use crate::egress::DatagramSocket;
@@ -177,45 +177,6 @@ async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended>
         let bytes = write(tunnel, &mut payloads).await?;
         recv.release(received);
         turn.moved(received.max(bytes)).await;
-    }
-}
-
-/// Sorts the payloads out of a chunk of the data stream; `held` keeps a capsule that is not complete.
-fn take(
-    machine: &mut ConnectUdp,
-    held: &mut BytesMut,
-    mut chunk: Bytes,
-    payloads: &mut Vec<Bytes>,
-) -> Result<(), Malformed> {
-    // What is missing of the capsule that is held, and no more, so that the rest need not be copied.
-    while !held.is_empty() {
-        match machine.inbound(held)? {
-            Step::More(_) | Step::Idle if chunk.is_empty() => return Ok(()),
-            Step::More(bytes) => {
-                let missing = chunk.len().min(bytes - held.len());
-                held.extend_from_slice(&chunk.split_to(missing));
-            }
-            Step::Skip(bytes) => held.advance(bytes),
-            Step::Payload { start, length } => {
-                payloads.push(held.split().freeze().slice(start..start + length));
-            }
-            Step::Idle => {}
-        }
-    }
-    loop {
-        match machine.inbound(&chunk)? {
-            Step::Idle => return Ok(()),
-            Step::Skip(bytes) => chunk.advance(bytes),
-            Step::Payload { start, length } => {
-                payloads.push(chunk.slice(start..start + length));
-                chunk.advance(start + length);
-            }
-            Step::More(bytes) => {
-                held.reserve(bytes);
-                held.extend_from_slice(&chunk);
-                return Ok(());
-            }
-        }
     }
 }
 

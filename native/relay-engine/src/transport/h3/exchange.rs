@@ -217,11 +217,8 @@ impl Exchange for H3Exchange {
     type Recv = H3Recv;
     type Send = H3Send;
 
-    //= rfc9297 §2 datagram-without-meaning
     fn datagrams(&mut self, wanted: bool) {
-        if !self.verdict.inbox().decide(wanted) {
-            self.verdict.condemn(Code::DATAGRAM_ERROR);
-        }
+        self.verdict.datagrams(wanted);
     }
 
     async fn proceed(&mut self) -> Result<(), Gone> {

@@ -1,12 +1,11 @@
 //! The server side of HTTP/3 connections: control streams, requests, GOAWAY, and the codes that violations end with.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use capsule_core::request::Version;
 use http::header::CONTENT_LENGTH;
 use tokio::sync::Notify;
@@ -17,11 +16,12 @@ use super::code::{Code, Fault as Violation};
 use super::control::{self, Control};
 use super::exchange::{H3Exchange, Unanswered, Unread, answer};
 use super::frame::{Decoder, Side};
+use super::message;
 use super::qpack;
+use super::requests::Requests;
 use super::settings::Settings;
 use super::stream::{H3Recv, H3Send, READ, Verdict, close, number, read_field_section};
 use super::uni::{self, Opened, Purpose};
-use super::{datagram, message};
 use crate::auth;
 use crate::session;
 use crate::state::Phase;
@@ -33,8 +33,6 @@ use crate::worker::{OpenConnection, Worker};
 const UNPROVEN: u32 = 512;
 /// How long streams may take to say goodbye when the relay stops.
 const GOODBYE: Duration = Duration::from_millis(300);
-/// Datagrams of a connection that wait for the requests they belong to.
-const EARLY: usize = 32;
 /// A connection without a request is ended after this.
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -99,17 +97,11 @@ struct Connection {
     quic: quic::Connection,
     peer: Rc<Peer>,
     opened: RefCell<Opened>,
-    /// Request streams that are open, for datagrams that name them.
-    requests: RefCell<HashMap<u64, Rc<Verdict>>>,
-    /// Datagrams of requests that are still on their way.
-    early: RefCell<VecDeque<(u64, Bytes)>>,
-    /// The client takes HTTP datagrams in QUIC DATAGRAM frames.
-    datagrams: Rc<Cell<bool>>,
+    requests: Requests,
     /// Request streams the client may have open.
     limit: Cell<u32>,
     /// The first request that is not processed, once GOAWAY was sent.
     goaway: Cell<Option<u64>>,
-    next: Cell<u64>,
     idle: Notify,
     /// When the last request was over; without meaning while there is one.
     quiet_since: Cell<Option<Instant>>,
@@ -134,12 +126,9 @@ async fn serve(worker: &Rc<Worker>, quic: quic::Connection) {
         quic,
         peer: Rc::new(peer),
         opened: RefCell::new(Opened::new(Side::Server)),
-        requests: RefCell::default(),
-        early: RefCell::default(),
-        datagrams: Rc::default(),
+        requests: Requests::new(Side::Server),
         limit: Cell::new(STREAMS),
         goaway: Cell::new(None),
-        next: Cell::new(0),
         idle: Notify::new(),
         quiet_since: Cell::new(Some(Instant::now())),
     });
@@ -189,12 +178,14 @@ async fn serve(worker: &Rc<Worker>, quic: quic::Connection) {
                     return;
                 }
                 for frame in frames.drain(..) {
-                    datagram(&connection, frame);
+                    if let Err(fault) = connection.requests.datagram(frame) {
+                        connection.violated(fault.code());
+                    }
                 }
             }
             () = worker.reached(Phase::Draining), if !draining => {
                 draining = true;
-                let id = connection.next.get();
+                let id = connection.requests.next();
                 connection.goaway.set(Some(id));
                 let mut goaway = Vec::new();
                 control::put_goaway(id, &mut goaway);
@@ -206,10 +197,10 @@ async fn serve(worker: &Rc<Worker>, quic: quic::Connection) {
                 return close(&connection.quic, Code::NO_ERROR);
             }
             () = sleep_until(idle_until), if !draining => {
-                let quiet = connection.quiet_since.get().filter(|_| connection.requests.borrow().is_empty());
+                let quiet = connection.quiet_since.get().filter(|_| connection.requests.count() == 0);
                 match quiet.map(|since| since + IDLE) {
                     // One that asked for nothing in time has no claim to more of it.
-                    Some(until) if connection.next.get() == 0 || until <= Instant::now() => {
+                    Some(until) if connection.requests.next() == 0 || until <= Instant::now() => {
                         return close(&connection.quic, Code::NO_ERROR);
                     }
                     Some(until) => idle_until = until,
@@ -228,7 +219,7 @@ async fn serve(worker: &Rc<Worker>, quic: quic::Connection) {
 async fn no_requests(connection: &Connection) {
     loop {
         let idle = connection.idle.notified();
-        if connection.requests.borrow().is_empty() {
+        if connection.requests.count() == 0 {
             return;
         }
         idle.await;
@@ -248,23 +239,8 @@ fn begin(
         recv.stop(number(Code::REQUEST_REJECTED));
         return;
     }
-    connection.next.set(connection.next.get().max(id + 4));
-    let verdict = Rc::new(Verdict::default());
-    //= rfc9297 §2.1 datagram-unknown-stream
-    connection
-        .early
-        .borrow_mut()
-        .retain_mut(|(stream, datagram)| {
-            if *stream == id {
-                verdict.inbox().push(std::mem::take(datagram));
-            }
-            *stream > id
-        });
-    let open = {
-        let mut requests = connection.requests.borrow_mut();
-        requests.insert(id, verdict.clone());
-        requests.len() as u32
-    };
+    let verdict = connection.requests.open(id);
+    let open = connection.requests.count() as u32;
     // Every permitted stream costs memory, so the limit follows what the client uses.
     let limit = connection.limit.get();
     if open > limit / 4 * 3 && limit < STREAMS_MOST {
@@ -301,9 +277,7 @@ struct OpenRequest<'a> {
 
 impl Drop for OpenRequest<'_> {
     fn drop(&mut self) {
-        let mut requests = self.connection.requests.borrow_mut();
-        requests.remove(&self.id);
-        if requests.is_empty() {
+        if self.connection.requests.close(self.id) {
             self.connection.quiet_since.set(Some(Instant::now()));
             self.connection.idle.notify_waiters();
         }
@@ -342,7 +316,7 @@ async fn request(
                 decoder,
                 early: vec![early],
                 verdict,
-                datagrams: connection.datagrams.clone(),
+                datagrams: connection.requests.permitted().clone(),
             };
             let head = RequestHead {
                 version: Version::H3,
@@ -416,7 +390,7 @@ async fn unidirectional(
             Purpose::Control => {
                 while let Some(said) = control.next(&mut data)? {
                     if let Control::Settings(settings) = said {
-                        connection.datagrams.set(settings.h3_datagram);
+                        connection.requests.permitted().set(settings.h3_datagram);
                     }
                 }
             }
@@ -427,31 +401,5 @@ async fn unidirectional(
                 return Ok(());
             }
         }
-    }
-}
-
-/// A QUIC datagram: for a request, or for one that is still on its way.
-fn datagram(connection: &Connection, mut frame: Bytes) {
-    let (stream, start) = match datagram::parse(&frame) {
-        Ok(parsed) => parsed,
-        Err(fault) => return connection.violated(fault.code()),
-    };
-    frame.advance(start);
-    if let Some(verdict) = connection.requests.borrow().get(&stream) {
-        //= rfc9297 §2 datagram-without-meaning
-        if !verdict.inbox().push(frame) {
-            verdict.condemn(Code::DATAGRAM_ERROR);
-        }
-        return;
-    }
-    //= rfc9297 §2.1 datagram-unknown-stream
-    //= rfc9297 §2.1 datagram-after-close
-    if stream >= connection.next.get() {
-        let mut early = connection.early.borrow_mut();
-        if early.len() >= EARLY {
-            early.pop_front();
-        }
-        // A copy: what waits for long must not keep the buffer that it was received in.
-        early.push_back((stream, Bytes::copy_from_slice(&frame)));
     }
 }

@@ -72,6 +72,14 @@ impl Verdict {
         self.wake.notify_one();
     }
 
+    /// Tells whether HTTP datagrams have a meaning for the request. Those that came and have none condemn it.
+    //= rfc9297 §2 datagram-without-meaning
+    pub fn datagrams(&self, wanted: bool) {
+        if !self.inbox.decide(wanted) {
+            self.condemn(Code::DATAGRAM_ERROR);
+        }
+    }
+
     /// Datagrams that came for the stream.
     pub(super) const fn inbox(&self) -> &Inbox {
         &self.inbox
