@@ -21,7 +21,7 @@ pub(super) async fn open(proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error>
         None => {
             let (fields, early) = exchange(&mut wire, &request, &wanted).await?;
             let (recv, send) = clear_halves(wire, early.freeze());
-            Ok((fields, Recv::Clear(recv), Send::Clear(send)))
+            Ok(Opened::new(fields, Recv::Clear(recv), Send::Clear(send)))
         }
         Some(config) => {
             let config = Arc::new(tls::with_alpn(config, b"http/1.1"));
@@ -29,7 +29,7 @@ pub(super) async fn open(proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error>
             let (mut stream, _) = connect(config, name, wire).await?;
             let (fields, early) = exchange(&mut stream, &request, &wanted).await?;
             let (recv, send) = secure_halves(stream, early.freeze());
-            Ok((fields, Recv::Secure(recv), Send::Secure(send)))
+            Ok(Opened::new(fields, Recv::Secure(recv), Send::Secure(send)))
         }
     }
 }

@@ -102,7 +102,7 @@ impl Connection {
         // The crate deals with interim answers.
         let (head, body) = response.await?.into_parts();
         let fields = check(head.status.as_u16(), head.headers)?;
-        Ok((
+        Ok(Opened::new(
             fields,
             Recv::H2(H2Recv::new(body)),
             Send::H2(H2Send::new(stream, self.allowance.clone())),

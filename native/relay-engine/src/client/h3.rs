@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,8 +14,9 @@ use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::transport::h3::code::{Code, Fault};
 use crate::transport::h3::control::{self, Control};
 use crate::transport::h3::frame::{Decoder, Side};
+use crate::transport::h3::requests::Requests;
 use crate::transport::h3::settings::Settings;
-use crate::transport::h3::stream::{H3Recv, H3Send, Verdict, read_field_section};
+use crate::transport::h3::stream::{H3Recv, H3Send, read_field_section};
 use crate::transport::h3::uni::{self, Purpose};
 use crate::transport::h3::{message, qpack};
 use crate::transport::quic::{self, VarInt};
@@ -34,8 +35,12 @@ fn number(code: Code) -> VarInt {
 }
 
 /// An HTTP/3 connection to a proxy; it is closed when this and the last tunnel are gone.
-pub(super) struct Connection {
+pub(super) struct Connection(Rc<Shared>);
+
+/// What the connection and its tunnels hold: the last one closes.
+struct Shared {
     quic: quic::Connection,
+    requests: Requests,
     /// The proxy's settings, once they arrived.
     settings: watch::Receiver<Option<Settings>>,
     /// Our control stream, which must not end before the connection.
@@ -43,10 +48,34 @@ pub(super) struct Connection {
     _endpoint: quic::Endpoint,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.quic.close(number(Code::NO_ERROR), b"");
+    }
+}
+
+/// A request that is open.
+pub(super) struct OpenRequest {
+    connection: Rc<Shared>,
+    stream: u64,
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.connection.requests.close(self.stream);
+    }
+}
+
+impl fmt::Debug for OpenRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OpenRequest").field(&self.stream).finish()
+    }
+}
+
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
-            .field("remote", &self.quic.remote_address())
+            .field("remote", &self.0.quic.remote_address())
             .finish_non_exhaustive()
     }
 }
@@ -82,18 +111,29 @@ impl Connection {
             .await
             .map_err(failed)?;
         let (sender, settings) = watch::channel(None);
-        spawn_local(listen(quic.clone(), sender));
-        Ok(Self {
-            quic,
+        let shared = Rc::new(Shared {
+            quic: quic.clone(),
+            requests: Requests::new(Side::Client),
             settings,
             _control: control,
             _endpoint: endpoint,
-        })
+        });
+        spawn_local(take_datagrams(quic.clone(), Rc::downgrade(&shared)));
+        spawn_local(listen(quic, sender, Rc::downgrade(&shared)));
+        Ok(Self(shared))
     }
 
     pub(super) async fn open_tunnel(&self, proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error> {
+        let datagrams = wanted.datagrams;
         let request = self.request(proxy, wanted).await?;
-        let (mut send, mut recv) = self.quic.open_bi().await.map_err(failed)?;
+        let Shared { quic, requests, .. } = &*self.0;
+        let (mut send, mut recv) = quic.open_bi().await.map_err(failed)?;
+        let stream = u64::from(VarInt::from(send.id()));
+        let verdict = requests.open(stream);
+        let open = Rc::new(OpenRequest {
+            connection: self.0.clone(),
+            stream,
+        });
         let mut head = Vec::with_capacity(256);
         message::put_request(&request, &mut head);
         send.write_chunk(head.into()).await.map_err(failed)?;
@@ -106,7 +146,7 @@ impl Connection {
                 Ok(Some(response)) => break response,
                 Ok(None) => return Err(Error::Protocol("the proxy reset the request")),
                 Err(Fault::Connection(code)) => {
-                    self.quic.close(number(code), b"");
+                    quic.close(number(code), b"");
                     return Err(Error::Protocol("the proxy broke HTTP/3's framing"));
                 }
                 Err(Fault::Stream(code)) => {
@@ -124,18 +164,28 @@ impl Connection {
             }
         };
         decoder.final_head();
-        let verdict = Rc::new(Verdict::default());
+        verdict.datagrams(datagrams);
         let recv = H3Recv::new(
             recv,
-            self.quic.clone(),
+            quic.clone(),
             decoder,
             vec![early],
             verdict.clone(),
-            // No tunnel of a client carries datagrams.
-            Rc::default(),
+            requests.permitted().clone(),
         );
         let send = H3Send::new(send, verdict);
-        Ok((fields, Recv::H3(Box::new(recv)), Send::H3(Box::new(send))))
+        Ok(Opened {
+            fields,
+            recv: Recv::H3(Box::new(recv)),
+            send: Send::H3(Box::new(send)),
+            open: Some(open),
+        })
+    }
+
+    /// As if the proxy took no HTTP datagrams in QUIC DATAGRAM frames.
+    #[cfg(test)]
+    pub(super) fn forbid_datagrams(&self) {
+        self.0.requests.permitted().set(false);
     }
 
     async fn request(&self, proxy: &Proxy, wanted: Wanted) -> Result<message::Request, Error> {
@@ -149,7 +199,7 @@ impl Connection {
                 fields: wanted.fields,
             });
         };
-        let mut settings = self.settings.clone();
+        let mut settings = self.0.settings.clone();
         let settings = settings.wait_for(Option::is_some).await.map_err(failed)?;
         if !settings.is_some_and(|settings| settings.enable_connect_protocol) {
             return Err(Error::Protocol("the proxy does not offer extended CONNECT"));
@@ -178,14 +228,35 @@ async fn read_head(
         .transpose()
 }
 
+/// Hands the proxy's QUIC datagrams to the requests that they name, until the connection ends.
+async fn take_datagrams(quic: quic::Connection, connection: Weak<Shared>) {
+    let mut frames = Vec::new();
+    while quic.read_datagrams(&mut frames).await.is_ok() {
+        let Some(connection) = connection.upgrade() else {
+            return;
+        };
+        for frame in frames.drain(..) {
+            if let Err(fault) = connection.requests.datagram(frame) {
+                quic.close(number(fault.code()), b"");
+                return;
+            }
+        }
+    }
+}
+
 /// Takes the proxy's unidirectional streams until the connection ends.
-async fn listen(quic: quic::Connection, settings: watch::Sender<Option<Settings>>) {
+async fn listen(
+    quic: quic::Connection,
+    settings: watch::Sender<Option<Settings>>,
+    connection: Weak<Shared>,
+) {
     let opened = Rc::new(RefCell::new(uni::Opened::new(Side::Client)));
     let settings = Rc::new(settings);
     while let Ok(recv) = quic.accept_uni().await {
-        let (quic, opened, settings) = (quic.clone(), opened.clone(), settings.clone());
+        let (quic, opened) = (quic.clone(), opened.clone());
+        let (settings, connection) = (settings.clone(), connection.clone());
         spawn_local(async move {
-            if let Err(fault) = unidirectional(recv, &opened, &settings).await {
+            if let Err(fault) = unidirectional(recv, &opened, &settings, &connection).await {
                 quic.close(number(fault.code()), b"");
             }
         });
@@ -196,6 +267,7 @@ async fn unidirectional(
     mut recv: quic::RecvStream,
     opened: &RefCell<uni::Opened>,
     settings: &watch::Sender<Option<Settings>>,
+    connection: &Weak<Shared>,
 ) -> Result<(), Fault> {
     let mut front = Vec::new();
     let kind = loop {
@@ -223,6 +295,9 @@ async fn unidirectional(
             Purpose::Control => {
                 while let Some(said) = control.next(&mut data)? {
                     if let Control::Settings(theirs) = said {
+                        if let Some(connection) = connection.upgrade() {
+                            connection.requests.permitted().set(theirs.h3_datagram);
+                        }
                         settings.send_replace(Some(theirs));
                     }
                 }

@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 use crate::pool::Buffer;
 use crate::transport::h1::{ClearRecv, ClearSend, SecureRecv, SecureSend};
 use crate::transport::h2::{H2Recv, H2Send};
+use crate::transport::h3::Flow;
 use crate::transport::h3::stream::{H3Recv, H3Send};
 use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
 
@@ -57,6 +58,10 @@ impl RecvHalf for Recv {
 
     fn abort(&mut self, fault: Fault) {
         each!(self, half => half.abort(fault));
+    }
+
+    fn flow(&self) -> Option<Flow> {
+        each!(self, half => half.flow())
     }
 }
 

@@ -3,6 +3,7 @@
 //! It shares the data streams of [`transport`](crate::transport) and the tunnel machines of `capsule-core` with the relay.
 //! Everything here stays on one thread: run it inside a `tokio::task::LocalSet`.
 
+mod datagrams;
 mod h1;
 mod h2;
 mod h3;
@@ -10,15 +11,17 @@ mod halves;
 mod tls;
 mod tunnel;
 
+pub use datagrams::{DatagramReceiver, DatagramSender, DatagramTunnel, Sent};
 pub use halves::{Recv, Send};
 pub use tls::trusting;
 pub use tunnel::{Cut, Receiver, Sender, Tunnel};
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use capsule_core::protocols::{self, Profile, Protocol};
+use capsule_core::protocols::{self, Profile, Protocol, TargetKind};
 use capsule_core::template::Template;
 use capsule_core::tunnel::AnyStreamTunnel;
 use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
@@ -78,7 +81,7 @@ impl Proxy {
 pub enum Form {
     /// Classic CONNECT.
     Connect,
-    /// A templated protocol over byte streams: its row, the proxy's URI template, and the token to use.
+    /// A templated protocol: its row, the proxy's URI template, and the token to use.
     Templated {
         /// Row of the protocol table.
         protocol: &'static Protocol,
@@ -95,14 +98,33 @@ impl Form {
     /// # Errors
     /// None as long as the protocol table is sound.
     pub fn connect_tcp() -> Result<Self, Error> {
-        const UNSOUND: Error = Error::Usage("the protocol table has no usable connect-tcp");
-        let protocol = protocols::by_name("connect-tcp").ok_or(UNSOUND)?;
+        Self::by_name("connect-tcp")
+    }
+
+    /// connect-udp at the default template.
+    ///
+    /// # Errors
+    /// None as long as the protocol table is sound.
+    pub fn connect_udp() -> Result<Self, Error> {
+        Self::by_name("connect-udp")
+    }
+
+    fn by_name(name: &str) -> Result<Self, Error> {
+        const UNSOUND: Error = Error::Usage("the protocol table has no such templated protocol");
+        let protocol = protocols::by_name(name).ok_or(UNSOUND)?;
         let template = protocol.default_template.ok_or(UNSOUND)?;
         Ok(Self::Templated {
             protocol,
             template: Template::compile(template).map_err(|_| UNSOUND)?,
             profile: protocol.profiles.first().ok_or(UNSOUND)?.clone(),
         })
+    }
+
+    fn carries(&self) -> TargetKind {
+        match self {
+            Self::Connect => TargetKind::Stream,
+            Self::Templated { protocol, .. } => protocol.target,
+        }
     }
 
     fn machine(&self) -> Result<AnyStreamTunnel, Error> {
@@ -125,10 +147,13 @@ struct Wanted {
     /// Token of a templated protocol.
     token: Option<String>,
     fields: HeaderMap,
+    /// HTTP datagrams are what the tunnel carries.
+    datagrams: bool,
 }
 
 impl Wanted {
     fn new(proxy: &Proxy, form: &Form, host: &str, port: u16) -> Self {
+        let datagrams = form.carries() == TargetKind::Datagram;
         let mut fields = HeaderMap::new();
         let mut put = |name, value: &Option<HeaderValue>| {
             if let Some(value) = value {
@@ -147,6 +172,7 @@ impl Wanted {
                     target,
                     token: None,
                     fields,
+                    datagrams,
                 }
             }
             //= connect-tcp §3 expand-into-uri
@@ -165,6 +191,7 @@ impl Wanted {
                     target: template.expand_path(host, port),
                     token: Some(profile.token.clone().into_owned()),
                     fields,
+                    datagrams,
                 }
             }
         }
@@ -236,18 +263,55 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with the proxy's answer, or whatever else went wrong.
     pub async fn open(&self, form: &Form, host: &str, port: u16) -> Result<Tunnel, Error> {
+        let machine = form.machine()?;
+        Ok(Tunnel::new(self.request(form, host, port).await?, machine))
+    }
+
+    /// Opens a tunnel of datagrams to `host` (a name, or an address without brackets) and `port`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the proxy's answer, or whatever else went wrong.
+    pub async fn open_datagrams(
+        &self,
+        form: &Form,
+        host: &str,
+        port: u16,
+    ) -> Result<DatagramTunnel, Error> {
+        if form.carries() != TargetKind::Datagram {
+            return Err(Error::Usage("the protocol carries no datagrams"));
+        }
+        Ok(DatagramTunnel::new(self.request(form, host, port).await?))
+    }
+
+    async fn request(&self, form: &Form, host: &str, port: u16) -> Result<Opened, Error> {
         let wanted = Wanted::new(&self.proxy, form, host, port);
-        let (fields, recv, send) = match &self.connection {
-            Connection::H1 => h1::open(&self.proxy, wanted).await?,
-            Connection::H2(connection) => connection.open_tunnel(&self.proxy, wanted).await?,
-            Connection::H3(connection) => connection.open_tunnel(&self.proxy, wanted).await?,
-        };
-        Ok(Tunnel::new(fields, recv, send, form.machine()?))
+        match &self.connection {
+            Connection::H1 => h1::open(&self.proxy, wanted).await,
+            Connection::H2(connection) => connection.open_tunnel(&self.proxy, wanted).await,
+            Connection::H3(connection) => connection.open_tunnel(&self.proxy, wanted).await,
+        }
     }
 }
 
 /// What a version hands over once the proxy agreed.
-type Opened = (HeaderMap, Recv, Send);
+struct Opened {
+    fields: HeaderMap,
+    recv: Recv,
+    send: Send,
+    /// HTTP/3: held as long as one of the halves.
+    open: Option<Rc<h3::OpenRequest>>,
+}
+
+impl Opened {
+    fn new(fields: HeaderMap, recv: Recv, send: Send) -> Self {
+        Self {
+            fields,
+            recv,
+            send,
+            open: None,
+        }
+    }
+}
 
 /// Refuses statuses and fields that open no tunnel.
 fn check(status: u16, fields: HeaderMap) -> Result<HeaderMap, Error> {

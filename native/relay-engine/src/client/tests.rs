@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep_until};
 use super::*;
 use crate::{Config, Engine};
 
+mod datagrams;
+
 /// A relay with a cleartext and a TLS listener, and its certificate.
 struct Relay {
     engine: Engine,
@@ -34,21 +36,25 @@ impl Relay {
                 "certificate": tls.then_some(&certificate), "private_key": tls.then_some(&key),
             })
         };
-        let profiles: Vec<_> = protocols::by_name("connect-tcp")
-            .unwrap()
-            .profiles
+        let templated: Vec<_> = protocols::TABLE
             .iter()
-            .map(|it| json!({"token": it.token, "data": it.data, "final_data": it.final_data}))
+            .filter(|protocol| protocol.templated)
+            .map(|protocol| {
+                let profiles: Vec<_> = protocol
+                    .profiles
+                    .iter()
+                    .map(|it| json!({"token": it.token, "data": it.data, "final_data": it.final_data}))
+                    .collect();
+                json!({
+                    "protocol": protocol.name, "template": protocol.default_template, "profiles": profiles,
+                })
+            })
             .collect();
         let config: Config = serde_json::from_value(json!({
             "workers": 1,
             "listeners": [listener(&["h1", "h2"], false), listener(&["h1", "h2", "h3"], true)],
             "auth": {"required": false, "realm": "relay", "users": [], "tokens": []},
-            "protocols": {"connect": true, "templated": [{
-                "protocol": "connect-tcp",
-                "template": "/.well-known/masque/tcp/{target_host}/{target_port}/",
-                "profiles": profiles,
-            }]},
+            "protocols": {"connect": true, "templated": templated},
             "egress": {"dial_timeout": 5.0, "source_addresses": [], "nameservers": []},
             "policy": {
                 "allow_networks": ["127.0.0.0/8"], "deny_networks": [], "deny_ports": [25], "rules": [],

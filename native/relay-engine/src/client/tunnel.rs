@@ -1,11 +1,14 @@
 //! An open tunnel: payload in two directions.
 
+use std::rc::Rc;
+
 use bytes::{Buf, Bytes};
 use capsule_core::capsule::MAX_HEADER;
 use capsule_core::tunnel::{AnyStreamTunnel, End, Finish, Malformed, Step, StreamTunnel};
 use http::HeaderMap;
 
 use super::halves::{Recv, Send};
+use super::{Opened, h3};
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
 use crate::transport::{Fault, Gone, Lost, RecvHalf, SendHalf};
 
@@ -49,7 +52,13 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    pub(super) fn new(fields: HeaderMap, recv: Recv, send: Send, machine: AnyStreamTunnel) -> Self {
+    pub(super) fn new(opened: Opened, machine: AnyStreamTunnel) -> Self {
+        let Opened {
+            fields,
+            recv,
+            send,
+            open,
+        } = opened;
         // Inbound and outbound share no state, so each direction has a machine of its own.
         Self {
             fields,
@@ -59,12 +68,14 @@ impl Tunnel {
                 chunks: Vec::new(),
                 taken: 0,
                 finished: false,
+                _open: open.clone(),
             },
             sender: Sender {
                 half: send,
                 machine,
                 announced: 0,
                 sending: false,
+                _open: open,
             },
         }
     }
@@ -79,6 +90,7 @@ pub struct Receiver {
     chunks: Vec<Bytes>,
     taken: usize,
     finished: bool,
+    _open: Option<Rc<h3::OpenRequest>>,
 }
 
 impl Receiver {
@@ -190,6 +202,7 @@ pub struct Sender {
     announced: usize,
     /// A buffer is on its way; it stays so if the future that sends it is dropped.
     sending: bool,
+    _open: Option<Rc<h3::OpenRequest>>,
 }
 
 impl Sender {
@@ -298,31 +311,37 @@ impl Sender {
         self.half.gone().await;
     }
 
-    /// Sends `buffer[start..end]`, in pieces where the window is smaller.
     async fn push(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Cut> {
-        if std::mem::replace(&mut self.sending, true) {
-            return Err(Cut::Reset);
-        }
-        self.push_all(buffer, start, end).await?;
-        self.sending = false;
-        Ok(())
+        push(&mut self.half, &mut self.sending, buffer, start, end).await
     }
+}
 
-    async fn push_all(&mut self, buffer: Buffer, start: usize, end: usize) -> Result<(), Cut> {
-        let room = self.half.ready(end - start).await?;
-        if room >= end - start {
-            return Ok(self.half.send(buffer, start, end).await?);
-        }
+/// Sends `buffer[start..end]`, in pieces where the window is smaller.
+pub(super) async fn push(
+    half: &mut Send,
+    sending: &mut bool,
+    buffer: Buffer,
+    start: usize,
+    end: usize,
+) -> Result<(), Cut> {
+    if std::mem::replace(sending, true) {
+        return Err(Cut::Reset);
+    }
+    let room = half.ready(end - start).await?;
+    if room >= end - start {
+        half.send(buffer, start, end).await?;
+    } else {
         let mut at = start;
         while at < end {
-            let length = self.half.ready(end - at).await?.min(end - at).min(PAYLOAD);
+            let length = half.ready(end - at).await?.min(end - at).min(PAYLOAD);
             let mut piece = Buffer::take();
             piece
                 .payload_mut(length)
                 .copy_from_slice(&buffer.as_ref()[at..at + length]);
-            self.half.send(piece, HEADROOM, HEADROOM + length).await?;
+            half.send(piece, HEADROOM, HEADROOM + length).await?;
             at += length;
         }
-        Ok(())
     }
+    *sending = false;
+    Ok(())
 }
