@@ -49,6 +49,7 @@ class ProtocolRow(TypedDict):
     templated: bool
     default_template: str | None
     on_by_default: bool
+    can_bind: bool
     profiles: list[tuple[str, int, int]]
 
 def protocols() -> list[ProtocolRow]: ...

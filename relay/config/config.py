@@ -198,6 +198,7 @@ def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
             for key in ("template", "profiles", "profile")
             if _get(table, key) and not ((row is None or row["templated"]) and (key == "template" or tokens))
         ]
+        found += _bind_faults(name, row, table)
         chosen = _get(table, "profiles")
         for number, token in enumerate(chosen if isinstance(chosen, list) else ()):
             if tokens and isinstance(token, str) and token not in tokens:
@@ -208,6 +209,25 @@ def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
                     )
                 )
         found += _repeated_tokens(name, tokens, _get(table, "profile"))
+    return found
+
+
+def _bind_faults(name: str, row: "_native.ProtocolRow | None", table: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    bind, addresses = _get(table, "bind"), _get(table, "public_addresses")
+    if row is not None and not row["can_bind"]:
+        found += [
+            (("protocols", name, key), f"{name} has no {key}: take it out")
+            for key, value in (("bind", bind), ("public_addresses", addresses))
+            if value
+        ]
+    elif addresses and not bind:
+        found.append((("protocols", name, "public_addresses"), "needs bind = true beside it"))
+    families: set[bool] = set()
+    for number, address in enumerate(addresses if isinstance(addresses, list) else ()):
+        if isinstance(address, str) and (":" in address) in families:
+            found.append((("protocols", name, "public_addresses", number), "expected one address of each family"))
+        families.add(":" in str(address))
     return found
 
 

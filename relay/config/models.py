@@ -170,6 +170,8 @@ class Protocol(Section):
     template: Template | None = None
     profiles: list[str] | None = Field(default=None, min_length=1)
     profile: list[Profile] = []
+    bind: bool = False
+    public_addresses: list[values.Address] = []
 
 
 class Egress(Section):

@@ -112,6 +112,7 @@ def _protocols(config: "Config") -> dict[str, Any]:
                 "protocol": row["name"],
                 "template": (table and table.template) or row["default_template"],
                 "profiles": _profiles(row, table),
+                "bind": {"public_addresses": table.public_addresses} if table is not None and table.bind else None,
             }
         )
     return {"connect": connect, "templated": templated}
@@ -156,8 +157,14 @@ def effective(config: "Config") -> dict[str, Any]:
             described["profiles"] = chosen or tokens
             if table is not None and table.profile:
                 described["profile"] = [profile.model_dump() for profile in table.profile]
+        if row["can_bind"]:
+            described["bind"] = table.bind if table is not None else False
+            if table is not None and table.bind:
+                described["public_addresses"] = table.public_addresses
         tree["protocols"][row["name"]] = described
     for name, table in config.protocols.items():
         if name not in tree["protocols"]:
-            tree["protocols"][name] = table.model_dump(exclude_none=True, exclude={"profile"})
+            tree["protocols"][name] = table.model_dump(
+                exclude_none=True, exclude={"profile", "bind", "public_addresses"}
+            )
     return tree

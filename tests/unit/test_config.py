@@ -162,6 +162,24 @@ FAULTS = [
     ),
     (LISTENER + '[limits]\nbuffer_per_tunnel = "1B"', 4, "limits.buffer_per_tunnel", "at least"),
     (
+        LISTENER + "[protocols.connect-tcp]\nbind = true",
+        4,
+        "protocols.connect-tcp.bind",
+        "connect-tcp has no bind",
+    ),
+    (
+        LISTENER + '[protocols.connect-udp]\npublic_addresses = ["203.0.113.7"]',
+        4,
+        "protocols.connect-udp.public_addresses",
+        "needs bind = true",
+    ),
+    (
+        LISTENER + '[protocols.connect-udp]\nbind = true\npublic_addresses = ["203.0.113.7", "::2", "203.0.113.8"]',
+        5,
+        "protocols.connect-udp.public_addresses[2]",
+        "one address of each family",
+    ),
+    (
         LISTENER + '[protocols.connect-udp]\nprofiles = ["connect-udp"]',
         4,
         "protocols.connect-udp.profiles",

@@ -9,6 +9,12 @@ pub const MAX_HEADER: usize = 2 * varint::MAX_LEN;
 pub mod types {
     /// An HTTP datagram (RFC 9297 §3.5).
     pub const DATAGRAM: u64 = 0x00;
+    /// COMPRESSION_ASSIGN of connect-udp's bind mode: registers a context ID.
+    pub const COMPRESSION_ASSIGN: u64 = 0x11;
+    /// COMPRESSION_ACK of connect-udp's bind mode: accepts a registration.
+    pub const COMPRESSION_ACK: u64 = 0x12;
+    /// COMPRESSION_CLOSE of connect-udp's bind mode: rejects or ends a registration.
+    pub const COMPRESSION_CLOSE: u64 = 0x13;
     /// connect-tcp DATA of the interop numbers "08".
     pub const DATA_08: u64 = 0x2028_d7f0;
     /// connect-tcp FINAL_DATA of the interop numbers "08".

@@ -1,10 +1,6 @@
 //! The `Capsule-Protocol` field (RFC 9297 §3.4).
 
-use alloc::vec::Vec;
-
-use sfv::{BareItem, Item, Parser};
-
-use crate::fields::Fields;
+use crate::fields::{self, Fields};
 
 /// Name of the field, in lower case.
 pub const NAME: &str = "capsule-protocol";
@@ -18,16 +14,7 @@ pub const TRUE: &str = "?1";
 //= rfc9297 §3.4 field-parameters
 #[must_use]
 pub fn is_true(fields: &dyn Fields) -> bool {
-    let mut lines = Vec::new();
-    fields.get_all(NAME, &mut |value| lines.push(value));
-    let [line] = lines[..] else { return false };
-    matches!(
-        Parser::new(line).parse::<Item>(),
-        Ok(Item {
-            bare_item: BareItem::Boolean(true),
-            ..
-        })
-    )
+    fields::is_true(fields, NAME)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use sfv::{BareItem, Item, Parser};
+
 /// Header fields: names compare without case, a name may occur on several lines.
 pub trait Fields {
     /// Calls `each` with the value of every line named `name`, in order.
@@ -66,6 +68,21 @@ pub(crate) fn list<'f>(fields: &'f dyn Fields, name: &str) -> Vec<&'f [u8]> {
         );
     });
     elements
+}
+
+/// Whether a field is the Boolean Item true (RFC 9651 §3.3.6): exactly one line of it. Parameters are ignored; every other type, and
+/// a repeated line, counts as absent.
+pub(crate) fn is_true(fields: &dyn Fields, name: &str) -> bool {
+    let mut lines = Vec::new();
+    fields.get_all(name, &mut |value| lines.push(value));
+    let [line] = lines[..] else { return false };
+    matches!(
+        Parser::new(line).parse::<Item>(),
+        Ok(Item {
+            bare_item: BareItem::Boolean(true),
+            ..
+        })
+    )
 }
 
 #[cfg(test)]

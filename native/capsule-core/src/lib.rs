@@ -9,10 +9,13 @@ extern crate std;
 
 pub mod capsule;
 pub mod capsule_protocol;
+pub mod compression;
+pub mod connect_udp_bind;
 pub mod fields;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod protocols;
+pub mod proxy_public_address;
 pub mod proxy_status;
 pub mod reject;
 pub mod request;

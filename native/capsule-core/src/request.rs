@@ -7,6 +7,7 @@ mod refuse;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::connect_udp_bind;
 use crate::fields::{self, Fields};
 use crate::protocols::{self, Profile, Protocol};
 use crate::reject::Reject;
@@ -64,6 +65,8 @@ pub struct Route {
     pub template: Template,
     /// Under which tokens, in order of preference; not empty.
     pub profiles: Vec<Profile>,
+    /// Tunnels are bound for clients that ask for it (connect-udp).
+    pub bind: bool,
 }
 
 /// How missing or wrong credentials are answered.
@@ -86,6 +89,8 @@ pub struct Request {
     pub profile: Option<Profile>,
     /// The target, or the answer to its fault: due only after credentials were found good.
     pub target: Result<Target, Reject>,
+    /// The client asks for a bound tunnel, and such are served. Its target may be [`Target::ANY`].
+    pub bind: bool,
     /// `Expect: 100-continue` was sent.
     pub expect_continue: bool,
     /// How missing or wrong credentials are answered.
@@ -131,11 +136,20 @@ impl Routes {
 /// token alone says that capsules follow.
 //= connect-tcp §3.1 h1-request-capsule-protocol
 fn templated(route: &Route, profile: &Profile, captures: &Captures, head: &Head<'_>) -> Request {
+    //= connect-udp-bind §6 both-say-so
+    let bind = route.bind && connect_udp_bind::is_true(head.fields);
+    //= connect-udp-bind §2 star-both
+    let target = if bind && captures.is_any() {
+        Ok(Target::ANY)
+    } else {
+        captures.target().map_err(refuse::target)
+    };
     Request {
         protocol: route.protocol,
         token: Some(profile.token.clone().into_owned()),
         profile: Some(profile.clone()),
-        target: captures.target().map_err(refuse::target),
+        target,
+        bind,
         expect_continue: expects_continue(head),
         //= connect-tcp §3.3.2 challenge-401
         auth_kind: Challenge::Origin,
@@ -150,6 +164,7 @@ fn classic(target: Result<Target, TargetError>, head: &Head<'_>) -> Request {
         token: None,
         profile: None,
         target: target.map_err(refuse::target),
+        bind: false,
         expect_continue: expects_continue(head),
         auth_kind: Challenge::Proxy,
         close_on_reject: false,

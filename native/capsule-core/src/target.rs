@@ -12,6 +12,8 @@ pub enum Host {
     Ip(IpAddr),
     /// A name, in the case it was written in; at most 254 bytes of ASCII letters, digits, `-`, `_` and dots.
     Name(String),
+    /// No host in particular: a bound tunnel leads to any (draft-ietf-masque-connect-udp-listen). Its port is 0.
+    Any,
 }
 
 impl fmt::Display for Host {
@@ -20,6 +22,7 @@ impl fmt::Display for Host {
         match self {
             Self::Ip(address) => address.fmt(f),
             Self::Name(name) => f.write_str(name),
+            Self::Any => f.write_str("*"),
         }
     }
 }
@@ -29,14 +32,15 @@ impl fmt::Display for Host {
 pub struct Target {
     /// The host.
     pub host: Host,
-    /// The port, 1–65535.
+    /// The port, 1–65535; 0 with [`Host::Any`].
     pub port: u16,
 }
 
 impl fmt::Display for Target {
-    /// `host:port`, IPv6 addresses in brackets.
+    /// `host:port`, IPv6 addresses in brackets; `*:*` for any.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
+            Host::Any => f.write_str("*:*"),
             Host::Ip(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
             host => write!(f, "{host}:{}", self.port),
         }
@@ -70,6 +74,12 @@ pub enum TargetError {
 }
 
 impl Target {
+    /// What a bound tunnel leads to whose request names no target.
+    pub const ANY: Self = Self {
+        host: Host::Any,
+        port: 0,
+    };
+
     /// Validates decoded template values: IPv6 without brackets.
     ///
     /// # Errors

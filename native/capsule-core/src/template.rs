@@ -54,6 +54,14 @@ pub struct Captures {
 }
 
 impl Captures {
+    /// Whether both values are the star that stands for no target in particular, percent-encoded as it must be.
+    //= connect-udp-bind §2 star-encoded
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        let star = |value: &str| value.eq_ignore_ascii_case("%2A");
+        star(&self.host) && star(&self.port)
+    }
+
     /// Decodes and validates the values.
     ///
     /// # Errors

@@ -54,6 +54,15 @@ pub enum Malformed {
     /// A payload that no UDP datagram can hold.
     #[error("a UDP payload of more than 65,527 bytes")]
     OversizePayload,
+    /// A datagram of context 0 on a bound tunnel that leads to no target of its own.
+    #[error("a datagram of context 0 on a tunnel without a target")]
+    ContextZero,
+    /// A registration of a context that breaks the rules, or a datagram whose peer cannot be read.
+    #[error("a compression capsule or a peer that breaks the rules of bound tunnels")]
+    Compression,
+    /// More registrations than can be answered, or IDs in no order.
+    #[error("too many registrations of contexts")]
+    TooManyContexts,
 }
 
 /// How to tell the peer that the other side sent FIN.

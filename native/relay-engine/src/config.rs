@@ -114,6 +114,17 @@ pub struct Templated {
     pub template: String,
     /// Upgrade tokens with their capsule types.
     pub profiles: Vec<Profile>,
+    /// How tunnels are bound, for protocols that have such a mode; absent = not at all.
+    #[serde(default)]
+    pub bind: Option<Bind>,
+}
+
+/// How tunnels to any peer are bound (draft-ietf-masque-connect-udp-listen).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bind {
+    /// Addresses that the outside sees instead of the sockets' (NAT that keeps ports); empty = the sockets'.
+    pub public_addresses: Vec<IpAddr>,
 }
 
 /// An upgrade token and the capsule types that go with it.

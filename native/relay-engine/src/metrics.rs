@@ -83,8 +83,10 @@ counters! {
     datagrams_dropped_oversize,
     /// Datagrams that were dropped because a queue was full.
     datagrams_dropped_queue,
-    /// Datagrams that were dropped because nobody registered their context.
+    /// Datagrams that were dropped because no context is registered for them.
     datagrams_dropped_context,
+    /// Datagrams of bound tunnels that were dropped because the policy refuses their destination.
+    datagrams_dropped_policy,
     /// Capsules of types without a meaning, reserved ones not counted.
     unknown_capsules,
     /// Decisions asked of the hook.

@@ -1,6 +1,7 @@
 //! What the workers share: the current configuration, compiled, and the counts that limits are checked against.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,6 +49,8 @@ pub struct Generation {
     pub realm: String,
     /// How targets are reached.
     pub egress: Egress,
+    /// Addresses that the outside sees instead of those of bound tunnels' sockets.
+    pub public_addresses: Vec<IpAddr>,
     /// Ask the control plane, and within which time.
     pub hook: Option<std::time::Duration>,
     /// Remembered decisions.
@@ -92,6 +95,13 @@ impl Generation {
             auth_required: config.auth.required,
             realm: config.auth.realm.clone(),
             egress: config.egress.clone(),
+            public_addresses: config
+                .protocols
+                .templated
+                .iter()
+                .filter_map(|templated| templated.bind.as_ref())
+                .flat_map(|bind| bind.public_addresses.clone())
+                .collect(),
             hook: config.policy.hook.then_some(config.policy.hook_timeout),
             hook_cache: HookCache::new(config.policy.hook_cache),
             quic: config.quic.clone(),
@@ -127,6 +137,7 @@ fn routes(config: &Config, faults: &mut Vec<String>) -> Routes {
                         final_data: profile.final_data,
                     })
                     .collect(),
+                bind: protocol.can_bind && templated.bind.is_some(),
             }),
             Err(fault) => faults.push(format!("{place}.template: {fault}")),
         }

@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod tcp;
 pub mod udp;
+pub mod udp_bind;
 
 use alloc::borrow::Cow;
 
@@ -46,6 +47,8 @@ pub struct Protocol {
     pub profiles: &'static [Profile],
     /// The data stream carries capsules: responses say `Capsule-Protocol: ?1`.
     pub capsule_protocol: bool,
+    /// Has a bind mode: one tunnel to and from any peer, for clients that ask for it.
+    pub can_bind: bool,
     /// On unless configured otherwise.
     pub default_on: bool,
     /// Makes the machine of one tunnel, where the target is a byte stream.
@@ -70,6 +73,7 @@ pub static TABLE: &[Protocol] = &[
         default_template: None,
         profiles: &[],
         capsule_protocol: false,
+        can_bind: false,
         default_on: true,
         tunnel: Some(|_| AnyStreamTunnel::Raw(connect::Raw)),
     },
@@ -80,6 +84,7 @@ pub static TABLE: &[Protocol] = &[
         default_template: Some("/.well-known/masque/tcp/{target_host}/{target_port}/"),
         profiles: TCP_PROFILES,
         capsule_protocol: true,
+        can_bind: false,
         default_on: true,
         tunnel: Some(|profile| {
             AnyStreamTunnel::ConnectTcp(tcp::ConnectTcp::with_profile(
@@ -98,6 +103,7 @@ pub static TABLE: &[Protocol] = &[
             final_data: 0,
         }],
         capsule_protocol: true,
+        can_bind: true,
         default_on: true,
         tunnel: None,
     },

@@ -122,7 +122,10 @@ impl DatagramReceiver {
             }
             for chunk in self.chunks.drain(..) {
                 self.taken += chunk.len();
-                take(&mut self.machine, &mut self.held, chunk, into)?;
+                let look = |data: &[u8]| Ok(self.machine.inbound(data)?.into());
+                take(look, &mut self.held, chunk, |(), payload| {
+                    into.push(payload);
+                })?;
             }
         }
         Ok(true)

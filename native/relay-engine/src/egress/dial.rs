@@ -15,7 +15,7 @@ use super::dns::{Resolver, Unresolved};
 use super::error::DialError;
 use super::happy_eyeballs::{Family, Race, Step};
 use super::tcp::{self, Sources};
-use super::udp::{self, DatagramSocket};
+use super::udp::{self, BoundSockets, DatagramSocket};
 use crate::config;
 use crate::policy::Refusal;
 
@@ -100,6 +100,15 @@ pub async fn dial_datagrams(
     race(egress, target, permit, deadline, connect).await
 }
 
+/// Binds sockets that any peer can reach and be reached from; see [`BoundSockets`]. `translated`: the addresses that the outside sees
+/// instead of theirs.
+///
+/// # Errors
+/// No address can be bound.
+pub fn bind(egress: &Egress, translated: &[IpAddr]) -> Result<BoundSockets, DialError> {
+    udp::bind(&egress.sources, translated).map_err(|error| DialError::from(&error))
+}
+
 /// Resolves, and connects by `connect` to one address or another.
 ///
 /// Every address is put to `permit` before anything is sent to it; those refused never enter the race. All of it ends
@@ -131,6 +140,8 @@ async fn race<T, F: Future<Output = io::Result<T>>>(
             permit(address).map_err(DialError::Prohibited)?;
             progress.race = Race::literal(address);
         }
+        // Leads to no one: there is nothing to connect to.
+        Host::Any => return Err(DialError::Unroutable),
         Host::Name(name) => {
             //= rfc8305 §3 parallel-queries
             for family in [Family::V6, Family::V4] {

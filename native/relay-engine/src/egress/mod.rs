@@ -9,7 +9,7 @@ mod tcp;
 mod test_server;
 mod udp;
 
-pub use dial::{Dialled, Egress, dial, dial_datagrams};
+pub use dial::{Dialled, Egress, bind, dial, dial_datagrams};
 pub use error::DialError;
 pub(crate) use error::is_limit;
-pub use udp::DatagramSocket;
+pub use udp::{Addressed, BoundSockets, DatagramSocket, Sent};

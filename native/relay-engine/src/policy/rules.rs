@@ -82,10 +82,19 @@ impl Rule {
         }
     }
 
-    /// Whether every condition but the networks holds.
-    fn concerns(&self, principal: Option<&str>, protocol: &str, host: &str, port: u16) -> bool {
+    fn concerns_principal(&self, principal: Option<&str>, protocol: &str) -> bool {
         (self.principals.is_empty() || principal.is_some_and(|name| self.principals.contains(name)))
             && (self.protocols.is_empty() || self.protocols.iter().any(|name| &**name == protocol))
+    }
+
+    /// Whether it speaks of every target.
+    fn is_unconditional(&self) -> bool {
+        self.hosts.is_empty() && self.networks.is_empty() && self.ports.is_empty()
+    }
+
+    /// Whether every condition but the networks holds.
+    fn concerns(&self, principal: Option<&str>, protocol: &str, host: &str, port: u16) -> bool {
+        self.concerns_principal(principal, protocol)
             && (self.ports.is_empty()
                 || self
                     .ports
@@ -133,6 +142,19 @@ impl Ruleset {
         Ok(())
     }
 
+    /// What can be said of a tunnel that leads to any peer: each of them is judged when it comes up.
+    ///
+    /// # Errors
+    /// The refusal, if no peer could be reached.
+    pub fn before_bind(&self, principal: Option<&str>, protocol: &str) -> Result<(), Refusal> {
+        let of_any = |rule: &&Rule| rule.concerns_principal(principal, protocol);
+        let decides = |rule: &&Rule| rule.allow || rule.is_unconditional();
+        match self.rules.iter().filter(of_any).find(decides) {
+            Some(rule) if !rule.allow => Err(Refusal::Rule),
+            _ => Ok(()),
+        }
+    }
+
     /// Everything that can be said before a name is resolved, [`Ruleset::before_hook`] included.
     ///
     /// # Errors
@@ -148,6 +170,7 @@ impl Ruleset {
         let spelling = match host {
             Host::Ip(address) => canonical(*address).to_string(),
             Host::Name(name) => normalised(name),
+            Host::Any => host.to_string(),
         };
         let mut concerned = Vec::new();
         for (index, rule) in self.rules.iter().enumerate() {

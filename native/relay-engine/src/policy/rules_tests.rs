@@ -290,3 +290,30 @@ fn address_literals_match_host_patterns_in_one_spelling() {
         assert_eq!(refused.unwrap_err(), Refusal::Rule, "{text}");
     }
 }
+
+#[test]
+fn tunnels_to_any_peer_are_refused_where_no_peer_could_be_reached() {
+    let verdict = |rules: Vec<config::Rule>| {
+        let mut policy = policy();
+        policy.rules = rules;
+        Ruleset::compile(&policy).before_bind(Some("alice"), "connect-udp")
+    };
+    let of = |principal: &str, allow| config::Rule {
+        principals: names(&[principal]),
+        ..rule(allow)
+    };
+    let web = config::Rule {
+        ports: vec![(443, 443)],
+        ..rule(true)
+    };
+    let no_web = config::Rule {
+        ports: vec![(443, 443)],
+        ..rule(false)
+    };
+    assert_eq!(verdict(vec![]), Ok(()));
+    assert_eq!(verdict(vec![of("bob", false)]), Ok(()));
+    assert_eq!(verdict(vec![of("alice", false)]), Err(Refusal::Rule));
+    assert_eq!(verdict(vec![web.clone(), rule(false)]), Ok(()));
+    assert_eq!(verdict(vec![no_web.clone()]), Ok(()));
+    assert_eq!(verdict(vec![no_web, rule(false), web]), Err(Refusal::Rule));
+}

@@ -1,20 +1,21 @@
-//! The pump of datagram tunnels: UDP payloads between a connected socket and capsules, or QUIC datagrams where both ends have them.
+//! The pump of datagram tunnels: UDP payloads between sockets and capsules, or QUIC datagrams where both ends have them.
 //! Batches on both sides; nothing is held back to fill one.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::pin::pin;
 
 use bytes::{Bytes, BytesMut};
-use capsule_core::protocols::udp::{self, CONTEXT, ConnectUdp, MAX_OVERHEAD};
+use capsule_core::capsule::{MAX_HEADER, encode_header, types};
+use capsule_core::protocols::udp_bind::MAX_PREFIX;
 use futures_util::future::{Either, select};
 use tokio::time::timeout;
 
+use super::outside::Outside;
 use super::payloads::take;
 use super::stream::send_in_pieces;
 use super::{Bounds, Ended, LAST_WORD, Outcome, Turn, guard};
-use crate::egress::DatagramSocket;
 use crate::metrics::WorkerMetrics;
 use crate::pool::{Buffer, HEADROOM, PAYLOAD};
 use crate::transport::h3::Flow;
@@ -24,9 +25,8 @@ use crate::transport::{FLUSH, Fault, RecvHalf, SendHalf};
 const WAITING: usize = 16;
 
 /// What both directions share.
-struct Tunnel<'a> {
-    machine: RefCell<ConnectUdp>,
-    socket: DatagramSocket,
+struct Tunnel<'a, O> {
+    outside: O,
     flow: Option<Flow>,
     bytes_up: Cell<u64>,
     bytes_down: Cell<u64>,
@@ -37,7 +37,7 @@ struct Tunnel<'a> {
     metrics: &'a WorkerMetrics,
 }
 
-impl Tunnel<'_> {
+impl<O: Outside> Tunnel<'_, O> {
     fn moved_up(&self, datagrams: u64, bytes: u64) {
         self.datagrams_up.set(self.datagrams_up.get() + datagrams);
         self.bytes_up.set(self.bytes_up.get() + bytes);
@@ -52,39 +52,37 @@ impl Tunnel<'_> {
         self.metrics.datagrams_down.add(datagrams);
         self.metrics.bytes_down.add(bytes);
     }
-}
 
-impl Tunnel<'_> {
-    /// Closes the socket; what the tunnel carried.
+    /// Closes the sockets; what the tunnel carried.
     fn close(self, ended: Ended) -> Outcome {
-        let machine = self.machine.into_inner();
+        let dropped = self.outside.dropped();
         let unread = self.flow.as_ref().map_or(0, Flow::dropped);
-        self.metrics.datagrams_dropped_queue.add(unread);
-        let unknown = machine.unknown_contexts();
-        self.metrics.datagrams_dropped_context.add(unknown);
+        let metrics = self.metrics;
+        metrics.datagrams_dropped_queue.add(unread);
+        metrics.datagrams_dropped_context.add(dropped.contexts);
+        metrics.datagrams_dropped_policy.add(dropped.refused);
         Outcome {
             ended,
             up: self.bytes_up.get(),
             down: self.bytes_down.get(),
             datagrams: Some((self.datagrams_up.get(), self.datagrams_down.get())),
-            unknown_capsules: machine.unknown_capsules(),
+            unknown_capsules: dropped.capsules,
         }
     }
 }
 
 /// Runs a datagram tunnel to its end: until the client ends its data stream, the target turns out not to be there, nothing came for
-/// the idle time, or `stop` resolves. The socket is closed with it.
-pub async fn run<R: RecvHalf, S: SendHalf>(
+/// the idle time, or `stop` resolves. The sockets are closed with it.
+pub async fn run<R: RecvHalf, S: SendHalf, O: Outside>(
     recv: &mut R,
     send: &mut S,
-    socket: DatagramSocket,
+    outside: O,
     bounds: Bounds,
     metrics: &WorkerMetrics,
     stop: impl Future<Output = ()> + Unpin,
 ) -> Outcome {
     let tunnel = Tunnel {
-        machine: RefCell::new(ConnectUdp::new()),
-        socket,
+        outside,
         flow: recv.flow(),
         bytes_up: Cell::new(0),
         bytes_down: Cell::new(0),
@@ -141,7 +139,7 @@ async fn abort<R: RecvHalf, S: SendHalf>(recv: &mut R, send: &mut S, fault: Faul
 }
 
 /// Client to target until the client's data stream ends.
-async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended> {
+async fn up<R: RecvHalf, O: Outside>(tunnel: &Tunnel<'_, O>, recv: &mut R) -> Result<(), Ended> {
     let (mut chunks, mut datagrams, mut payloads) = (Vec::new(), Vec::new(), Vec::new());
     let mut held = BytesMut::new();
     let mut turn = Turn::default();
@@ -157,21 +155,23 @@ async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended>
             None => recv.recv(&mut chunks).await?,
         };
         if !more {
-            tunnel.machine.borrow_mut().inbound_end(held.len())?;
+            tunnel.outside.inbound_end(held.len())?;
             return Ok(());
         }
         for datagram in datagrams.drain(..) {
             let datagram: Bytes = datagram;
-            if let Some(start) = tunnel.machine.borrow_mut().datagram(&datagram)? {
-                payloads.push(datagram.slice(start..));
+            if let Some((peer, start)) = tunnel.outside.datagram(&datagram)? {
+                payloads.push(O::address(peer, datagram.slice(start..)));
             }
         }
         let mut received = 0;
         for chunk in chunks.drain(..) {
             let chunk: Bytes = chunk;
             received += chunk.len();
-            let mut machine = tunnel.machine.borrow_mut();
-            take(&mut machine, &mut held, chunk, &mut payloads)?;
+            let look = |data: &[u8]| tunnel.outside.look(data);
+            take(look, &mut held, chunk, |peer, payload| {
+                payloads.push(O::address(peer, payload));
+            })?;
         }
         tunnel.taken.set(tunnel.taken.get() + received as u64);
         let bytes = write(tunnel, &mut payloads).await?;
@@ -180,16 +180,19 @@ async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended>
     }
 }
 
-/// Sends all of `payloads` to the target; how many bytes that were.
-async fn write(tunnel: &Tunnel<'_>, payloads: &mut Vec<Bytes>) -> Result<usize, Ended> {
+/// Sends all of `payloads` to where they go; how many bytes that were.
+async fn write<O: Outside>(
+    tunnel: &Tunnel<'_, O>,
+    payloads: &mut Vec<O::Payload>,
+) -> Result<usize, Ended> {
     let mut done = 0;
     let mut all = 0;
     while done < payloads.len() {
-        let sent = tunnel.socket.send(&payloads[done..]);
+        let sent = tunnel.outside.send(&payloads[done..]);
         let sent = sent.map_err(|_| Ended::Unreachable)?;
         let bytes: usize = payloads[done..done + sent.done]
             .iter()
-            .map(Bytes::len)
+            .map(|payload| payload.as_ref().len())
             .sum();
         tunnel
             .metrics
@@ -198,12 +201,9 @@ async fn write(tunnel: &Tunnel<'_>, payloads: &mut Vec<Bytes>) -> Result<usize, 
         tunnel.moved_up((sent.done - sent.dropped) as u64, bytes as u64);
         done += sent.done;
         all += bytes;
-        if done < payloads.len() {
-            tunnel
-                .socket
-                .writable()
-                .await
-                .map_err(|_| Ended::Unreachable)?;
+        if let Some(next) = payloads.get(done) {
+            let writable = tunnel.outside.writable(next).await;
+            writable.map_err(|_| Ended::Unreachable)?;
         }
     }
     payloads.clear();
@@ -218,47 +218,95 @@ struct Filled {
     bytes: u64,
 }
 
-/// Target to client; ends with a fault only.
-async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Ended {
+impl Filled {
+    fn empty() -> Self {
+        Self {
+            buffer: Buffer::take(),
+            length: 0,
+            datagrams: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Room for `length` more bytes, if there is.
+    fn room(&mut self, length: usize) -> Option<&mut [u8]> {
+        if self.length + length > PAYLOAD {
+            return None;
+        }
+        let start = HEADROOM + self.length;
+        self.length += length;
+        self.buffer.bytes_mut().get_mut(start..start + length)
+    }
+}
+
+/// What happens next on the way to the client.
+enum Event {
+    /// So many bytes may be sent.
+    Room(usize),
+    /// Something may have arrived.
+    Arrived,
+    /// There are answers to send.
+    Answers,
+}
+
+/// Waits for what happens next; `length`: bytes that wait to be sent, if any do.
+async fn next<S: SendHalf, O: Outside>(
+    tunnel: &Tunnel<'_, O>,
+    send: &mut S,
+    length: Option<usize>,
+    answering: bool,
+) -> Result<Event, Ended> {
+    let to_client = async {
+        match length {
+            Some(length) => Ok(Event::Room(send.ready(length).await?)),
+            None => Err(send.gone().await.into()),
+        }
+    };
+    let outside = async {
+        let readable = tunnel.outside.readable().await;
+        readable.map_err(|_| Ended::Unreachable)?;
+        Ok(Event::Arrived)
+    };
+    tokio::select! {
+        biased;
+        event = to_client => event,
+        event = outside => event,
+        () = tunnel.outside.answering(), if answering => Ok(Event::Answers),
+    }
+}
+
+/// Peers to client; ends with a fault only.
+async fn down<S: SendHalf, O: Outside>(tunnel: &Tunnel<'_, O>, send: &mut S) -> Ended {
     let mut waiting: VecDeque<Filled> = VecDeque::new();
+    // Not to be lost, and before datagrams that may rely on them.
+    let mut answers: VecDeque<Filled> = VecDeque::new();
     let mut turn = Turn::default();
     loop {
-        if let Some(front) = waiting.front() {
-            let ready = {
-                let ready = pin!(send.ready(front.length));
-                match select(ready, pin!(tunnel.socket.readable())).await {
-                    Either::Left((ready, _)) => Some(ready),
-                    Either::Right((Ok(()), _)) => None,
-                    Either::Right((Err(_), _)) => return Ended::Unreachable,
-                }
-            };
-            match ready {
-                Some(Ok(room)) => {
-                    if let Some(front) = waiting.pop_front()
-                        && let Err(gone) = forward(tunnel, send, front, room).await
-                    {
-                        return gone;
+        let first = answers.front().or(waiting.front());
+        let length = first.map(|filled| filled.length);
+        let event = next(tunnel, send, length, answers.is_empty()).await;
+        let moved = match event {
+            Ok(Event::Room(room)) => match answers.pop_front().or_else(|| waiting.pop_front()) {
+                Some(filled) => forward(tunnel, send, filled, room).await,
+                None => Ok(0),
+            },
+            Ok(Event::Arrived) => match &tunnel.flow {
+                Some(flow) if let Some(room) = flow.room() => by_datagrams(tunnel, flow, room),
+                _ => by_capsules(tunnel, &mut waiting),
+            },
+            Ok(Event::Answers) => {
+                for piece in tunnel.outside.answers().chunks(PAYLOAD) {
+                    let mut filled = Filled::empty();
+                    if let Some(room) = filled.room(piece.len()) {
+                        room.copy_from_slice(piece);
                     }
-                    continue;
+                    answers.push_back(filled);
                 }
-                Some(Err(gone)) => return gone.into(),
-                None => {}
+                Ok(0)
             }
-        } else {
-            let readable = pin!(tunnel.socket.readable());
-            let gone = pin!(send.gone());
-            match select(readable, gone).await {
-                Either::Left((Ok(()), _)) => {}
-                Either::Left((Err(_), _)) => return Ended::Unreachable,
-                Either::Right((gone, _)) => return gone.into(),
-            }
-        }
-        let room = tunnel.flow.as_ref().and_then(Flow::room);
-        let received = match (&tunnel.flow, room) {
-            (Some(flow), Some(room)) => by_datagrams(tunnel, flow, room),
-            _ => by_capsules(tunnel, &mut waiting),
+            Err(ended) => return ended,
         };
-        match received {
+        match moved {
             Ok(bytes) => turn.moved(bytes).await,
             Err(ended) => return ended,
         }
@@ -268,15 +316,24 @@ async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Ended {
 /// Receives a batch and sends it on in QUIC datagrams; how many bytes that were.
 //= rfc9297 §2 datagrams-where-defined
 //= rfc9297 §2.1 datagram-send-side-open
-fn by_datagrams(tunnel: &Tunnel<'_>, flow: &Flow, room: usize) -> Result<usize, Ended> {
-    let (mut datagrams, mut bytes, mut oversize) = (Vec::new(), 0, 0);
-    let received = tunnel.socket.receive(|payload| {
+fn by_datagrams<O: Outside>(
+    tunnel: &Tunnel<'_, O>,
+    flow: &Flow,
+    room: usize,
+) -> Result<usize, Ended> {
+    let (mut datagrams, mut bytes, mut oversize, mut unwanted) = (Vec::new(), 0, 0, 0);
+    let mut prefix = [0; MAX_PREFIX];
+    let received = tunnel.outside.receive(|peer, payload| {
+        let Some(used) = tunnel.outside.prefix(peer, &mut prefix) else {
+            unwanted += 1;
+            return;
+        };
         //= rfc9298 §6.1 oversize-to-client-dropped
-        if CONTEXT.len() + payload.len() > room {
+        if used + payload.len() > room {
             oversize += 1;
         } else {
             bytes += payload.len();
-            datagrams.push(flow.datagram(&CONTEXT, payload));
+            datagrams.push(flow.datagram(&prefix[..used], payload));
         }
     });
     match received {
@@ -285,6 +342,7 @@ fn by_datagrams(tunnel: &Tunnel<'_>, flow: &Flow, room: usize) -> Result<usize, 
         Err(_) => return Err(Ended::Unreachable),
     }
     tunnel.metrics.datagrams_dropped_oversize.add(oversize);
+    tunnel.metrics.datagrams_dropped_context.add(unwanted);
     let count = datagrams.len() as u64;
     let dropped = flow.send(&mut datagrams);
     tunnel.metrics.datagrams_dropped_queue.add(dropped);
@@ -293,34 +351,38 @@ fn by_datagrams(tunnel: &Tunnel<'_>, flow: &Flow, room: usize) -> Result<usize, 
 }
 
 /// Receives a batch into buffers of capsules; how many bytes that were.
-fn by_capsules(tunnel: &Tunnel<'_>, waiting: &mut VecDeque<Filled>) -> Result<usize, Ended> {
-    let mut bytes = 0;
+fn by_capsules<O: Outside>(
+    tunnel: &Tunnel<'_, O>,
+    waiting: &mut VecDeque<Filled>,
+) -> Result<usize, Ended> {
+    let (mut bytes, mut unwanted) = (0, 0);
+    let (mut prefix, mut header) = ([0; MAX_PREFIX], [0; MAX_HEADER]);
     // What waits already is left as it is: the first one may be about to be sent.
     let before = waiting.len();
-    let received = tunnel.socket.receive(|payload| {
-        bytes += payload.len();
-        let mut header = [0; MAX_OVERHEAD];
-        let size = udp::capsule_header(payload.len(), &mut header);
-        let length = size + payload.len();
-        let fits = |filled: &Filled| filled.length + length <= PAYLOAD;
+    let received = tunnel.outside.receive(|peer, payload| {
+        let Some(used) = tunnel.outside.prefix(peer, &mut prefix) else {
+            unwanted += 1;
+            return;
+        };
+        let datagram = used + payload.len();
+        let size = encode_header(types::DATAGRAM, datagram as u64, &mut header);
+        let fits = |last: &Filled| last.length + size + datagram <= PAYLOAD;
         if waiting.len() == before || !waiting.back().is_some_and(fits) {
-            waiting.push_back(Filled {
-                buffer: Buffer::take(),
-                length: 0,
-                datagrams: 0,
-                bytes: 0,
-            });
+            waiting.push_back(Filled::empty());
         }
-        if let Some(filled) = waiting.back_mut() {
-            let start = HEADROOM + filled.length;
-            let room = &mut filled.buffer.bytes_mut()[start..start + length];
-            room[..size].copy_from_slice(&header[..size]);
-            room[size..].copy_from_slice(payload);
-            filled.length += length;
+        if let Some(filled) = waiting.back_mut()
+            && let Some(room) = filled.room(size + datagram)
+        {
+            let (front, rest) = room.split_at_mut(size + used);
+            front[..size].copy_from_slice(&header[..size]);
+            front[size..].copy_from_slice(&prefix[..used]);
+            rest.copy_from_slice(payload);
             filled.datagrams += 1;
             filled.bytes += payload.len() as u64;
+            bytes += payload.len();
         }
     });
+    tunnel.metrics.datagrams_dropped_context.add(unwanted);
     while waiting.len() > WAITING {
         let oldest = waiting.pop_front().map_or(0, |filled| filled.datagrams);
         tunnel.metrics.datagrams_dropped_queue.add(oldest);
@@ -332,13 +394,13 @@ fn by_capsules(tunnel: &Tunnel<'_>, waiting: &mut VecDeque<Filled>) -> Result<us
     }
 }
 
-/// Sends a buffer of capsules.
-async fn forward<S: SendHalf>(
-    tunnel: &Tunnel<'_>,
+/// Sends a buffer of capsules. Nothing for the turn: its bytes counted when they arrived.
+async fn forward<S: SendHalf, O: Outside>(
+    tunnel: &Tunnel<'_, O>,
     send: &mut S,
     filled: Filled,
     room: usize,
-) -> Result<(), Ended> {
+) -> Result<usize, Ended> {
     let Filled {
         buffer,
         length,
@@ -352,5 +414,5 @@ async fn forward<S: SendHalf>(
         Box::pin(send_in_pieces(send, buffer, HEADROOM, end)).await?;
     }
     tunnel.moved_down(datagrams, bytes);
-    Ok(())
+    Ok(0)
 }

@@ -1,7 +1,9 @@
 //! What answers are made of: `Proxy-Status`, challenges, problem documents.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use capsule_core::connect_udp_bind;
+use capsule_core::proxy_public_address;
 use capsule_core::proxy_status::{self, ProxyError, ProxyStatus};
 use capsule_core::reject::Reject;
 use capsule_core::request::Challenge;
@@ -22,17 +24,33 @@ pub(super) fn title(status: u16) -> &'static str {
 /// `Proxy-Status` of a tunnel that opened.
 //= connect-tcp §4.2 proxy-status
 //= rfc9209 §2.1.2 next-hop
-pub(super) fn next_hop(address: IpAddr) -> (HeaderName, HeaderValue) {
-    let next_hop = address.to_canonical().to_string();
+pub(super) fn next_hop(address: Option<IpAddr>) -> (HeaderName, HeaderValue) {
+    let next_hop = address.map(|address| address.to_canonical().to_string());
     let status = ProxyStatus {
         name: NAME,
-        next_hop: Some(&next_hop),
+        next_hop: next_hop.as_deref(),
         ..ProxyStatus::default()
     };
     (
         HeaderName::from_static(proxy_status::NAME),
         value(&status.to_field()),
     )
+}
+
+/// What tells the client that its tunnel is bound, and where the outside reaches it.
+//= connect-udp-bind §6 both-say-so
+//= connect-udp-bind §7 public-address
+pub(super) fn bound(public: &[SocketAddr]) -> [(HeaderName, HeaderValue); 2] {
+    [
+        (
+            HeaderName::from_static(connect_udp_bind::NAME),
+            HeaderValue::from_static(connect_udp_bind::TRUE),
+        ),
+        (
+            HeaderName::from_static(proxy_public_address::NAME),
+            value(&proxy_public_address::to_field(public)),
+        ),
+    ]
 }
 
 pub(super) fn date() -> HeaderValue {

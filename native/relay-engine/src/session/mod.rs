@@ -1,6 +1,7 @@
 //! The life of one request: head → route → credentials → policy → dial → answer → pump → record.
 
 mod answer;
+mod bound;
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -22,10 +23,11 @@ use tokio::time::timeout;
 use crate::access_log::{self, AccessLog, Record};
 use crate::auth::Outcome as Known;
 use crate::decide::{Decision, Question};
-use crate::egress::{DatagramSocket, DialError, Dialled, Egress, dial, dial_datagrams};
+use crate::egress::{self, DialError, Dialled, Egress, dial, dial_datagrams};
 use crate::hook;
 use crate::policy;
 use crate::pool;
+use crate::pump::outside::{Bound, Connected};
 use crate::pump::{self, Bounds, Ended};
 use crate::state::{Generation, Phase};
 use crate::transport::{Exchange, Gone, Peer, RecvHalf, Refusal, RequestHead, SendHalf};
@@ -111,10 +113,18 @@ impl Entry {
     }
 }
 
-/// A target that is connected.
+/// What a tunnel leads to, ready to be used.
 enum Reached {
     Stream(TcpStream),
-    Datagrams(DatagramSocket),
+    Datagrams(Connected),
+    /// Any peer, and perhaps one that the request named.
+    Bound(Box<Bound>),
+}
+
+/// A way out for a tunnel, and where it leads if that is one place.
+struct Way {
+    reached: Reached,
+    peer: Option<SocketAddr>,
 }
 
 /// A tunnel that the client was told of.
@@ -176,7 +186,7 @@ pub async fn open<E: Exchange>(
     let datagrams = entry.request.protocol.target == TargetKind::Datagram;
     exchange.datagrams(datagrams);
     let admitted = admit(worker, &generation, peer, &head, &mut exchange, &mut entry).await;
-    let (dialled, slot) = match admitted {
+    let (way, slot) = match admitted {
         Ok(Some(admitted)) => admitted,
         // The client went away: nobody is left to answer.
         Ok(None) => {
@@ -213,9 +223,12 @@ pub async fn open<E: Exchange>(
             return None;
         }
     };
-    entry.next_hop = Some(dialled.peer);
+    entry.next_hop = way.peer;
     entry.setup = began.elapsed();
-    let mut answer = vec![answer::next_hop(dialled.peer.ip())];
+    let mut answer = vec![answer::next_hop(way.peer.map(|peer| peer.ip()))];
+    if let Reached::Bound(bound) = &way.reached {
+        answer.extend(answer::bound(bound.public()));
+    }
     //= rfc9297 §3.4 field-sent
     //= rfc9297 §3.4 field-statuses
     //= connect-tcp §3.1 h1-success-capsule-protocol
@@ -248,7 +261,7 @@ pub async fn open<E: Exchange>(
         status,
         recv,
         send,
-        target: dialled.socket,
+        target: way.reached,
         slot,
         bounds: Bounds {
             idle: if datagrams {
@@ -274,9 +287,15 @@ pub async fn carry<R: RecvHalf, S: SendHalf>(worker: &Rc<Worker>, mut opened: Bo
         (Reached::Stream(target), Some(machine)) => {
             pump::run(machine, recv, send, target, bounds, metrics, stop).await
         }
-        (Reached::Datagrams(target), _) => {
+        (Reached::Datagrams(outside), _) => {
             Box::pin(pump::datagram::run(
-                recv, send, target, bounds, metrics, stop,
+                recv, send, outside, bounds, metrics, stop,
+            ))
+            .await
+        }
+        (Reached::Bound(outside), _) => {
+            Box::pin(pump::datagram::run(
+                recv, send, *outside, bounds, metrics, stop,
             ))
             .await
         }
@@ -313,7 +332,7 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Everything between a routed request and a connected target. `Ok(None)`: the client is gone.
+/// Everything between a routed request and a way to its target. `Ok(None)`: the client is gone.
 async fn admit<E: Exchange>(
     worker: &Rc<Worker>,
     generation: &Arc<Generation>,
@@ -321,7 +340,7 @@ async fn admit<E: Exchange>(
     head: &RequestHead,
     exchange: &mut E,
     entry: &mut Entry,
-) -> Result<Option<(Dialled<Reached>, crate::state::TunnelSlot)>, Refused> {
+) -> Result<Option<(Way, crate::state::TunnelSlot)>, Refused> {
     entry.principal = authenticate(generation, peer, head, &entry.request).await?;
     let (request, principal) = (&entry.request, &entry.principal);
     let target = request.target.as_ref().map_err(Clone::clone)?;
@@ -329,6 +348,8 @@ async fn admit<E: Exchange>(
         return Err(overload("the relay is stopping").into());
     }
     let name = principal.as_deref();
+    // Whoever may talk to any peer is asked about as such, whatever target the request names.
+    let asked = if request.bind { &Target::ANY } else { target };
     generation
         .ruleset
         .before_hook(&target.host, target.port)
@@ -344,16 +365,30 @@ async fn admit<E: Exchange>(
             peer,
             head,
             request,
-            target,
+            asked,
             principal.as_ref(),
             limit,
         )
         .await?;
     }
-    let admission = generation
-        .ruleset
-        .before_dns(name, request.protocol.name, &target.host, target.port)
-        .map_err(denied)?;
+    if request.bind {
+        let bind = generation.ruleset.before_bind(name, request.protocol.name);
+        bind.map_err(denied)?;
+    }
+    // A tunnel to any peer has none to be judged yet.
+    let admission = if *target == Target::ANY {
+        None
+    } else {
+        let protocol = request.protocol.name;
+        let named = generation
+            .ruleset
+            .before_dns(name, protocol, &target.host, target.port);
+        Some(named.map_err(denied)?)
+    };
+    let permit = |address| match &admission {
+        Some(admission) => admission.permits(address),
+        None => Err(policy::Refusal::Address),
+    };
     if pool::in_use() as u64 >= generation.memory {
         return Err(overload("the relay's memory for tunnels is used up").into());
     }
@@ -369,7 +404,7 @@ async fn admit<E: Exchange>(
     if request.expect_continue && generation.hook.is_none() {
         // Nor is there a 100 where an address as such is refused.
         if let Host::Ip(address) = target.host {
-            admission.permits(address).map_err(denied)?;
+            permit(address).map_err(denied)?;
         }
         if !proceed(exchange, generation).await {
             return Ok(None);
@@ -379,22 +414,23 @@ async fn admit<E: Exchange>(
     let deadline = tokio::time::Instant::now() + generation.egress.dial_timeout;
     //= connect-tcp §3.1 attempt-before-status
     //= connect-tcp §3.1 no-switch-without-connection
-    let dialled = {
-        let dial = std::pin::pin!(reach(
-            request.protocol.target,
-            &egress,
-            target,
-            |address| admission.permits(address),
-            deadline
-        ));
+    let reached = {
+        let reach = async {
+            if !request.bind {
+                return reach(request.protocol.target, &egress, target, permit, deadline).await;
+            }
+            let judge = bound::judge(worker, principal.as_ref(), request.protocol.name);
+            let translated = &generation.public_addresses;
+            reach_any(&egress, target, permit, deadline, translated, judge).await
+        };
         let gone = std::pin::pin!(exchange.gone());
-        match select(dial, gone).await {
+        match select(std::pin::pin!(reach), gone).await {
             Either::Left((result, _)) => result,
             Either::Right((Gone, _)) => return Ok(None),
         }
     };
-    match dialled {
-        Ok(dialled) => Ok(Some((dialled, slot))),
+    match reached {
+        Ok(way) => Ok(Some((way, slot))),
         Err(error) => Err(Refused {
             reject: error.reject(),
             rcode: error.rcode().map(Into::into),
@@ -409,15 +445,51 @@ async fn reach(
     target: &Target,
     permit: impl Fn(IpAddr) -> Result<(), policy::Refusal>,
     deadline: tokio::time::Instant,
-) -> Result<Dialled<Reached>, DialError> {
+) -> Result<Way, DialError> {
     Ok(if kind == TargetKind::Datagram {
         let Dialled { socket, peer } = dial_datagrams(egress, target, permit, deadline).await?;
-        let socket = Reached::Datagrams(socket);
-        Dialled { socket, peer }
+        Way {
+            reached: Reached::Datagrams(Connected::new(socket)),
+            peer: Some(peer),
+        }
     } else {
         let Dialled { socket, peer } = dial(egress, target, permit, deadline).await?;
-        let socket = Reached::Stream(socket);
-        Dialled { socket, peer }
+        Way {
+            reached: Reached::Stream(socket),
+            peer: Some(peer),
+        }
+    })
+}
+
+/// Binds sockets for any peer that `judge` permits; of a target that the request names, the address is found first.
+async fn reach_any(
+    egress: &Egress,
+    target: &Target,
+    permit: impl Fn(IpAddr) -> Result<(), policy::Refusal>,
+    deadline: tokio::time::Instant,
+    translated: &[IpAddr],
+    judge: Box<dyn FnMut(SocketAddr) -> bool>,
+) -> Result<Way, DialError> {
+    let named = if *target == Target::ANY {
+        None
+    } else {
+        Some(dial_datagrams(egress, target, permit, deadline).await?)
+    };
+    let sockets = egress::bind(egress, translated)?;
+    Ok(match named {
+        // Out of reach from the addresses that can be bound: the tunnel that the client would have without the extension.
+        Some(Dialled { socket, peer }) if !sockets.reaches(peer) => Way {
+            reached: Reached::Datagrams(Connected::new(socket)),
+            peer: Some(peer),
+        },
+        named => {
+            let peer = named.map(|dialled| dialled.peer);
+            let bound = Bound::new(sockets, peer, judge);
+            Way {
+                reached: Reached::Bound(Box::new(bound)),
+                peer,
+            }
+        }
     })
 }
 
