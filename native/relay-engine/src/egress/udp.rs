@@ -44,6 +44,8 @@ pub struct Sent {
     pub done: usize,
     /// Those of them that could not be sent: too long for the path, or refused by the system.
     pub dropped: usize,
+    /// Bytes of those that were sent.
+    pub bytes: usize,
 }
 
 /// Makes a socket that talks to `target` alone. Nothing is sent.
@@ -75,6 +77,15 @@ pub(super) fn connect(sources: &Sources, target: SocketAddr) -> io::Result<Datag
         state,
         peer: target,
     })
+}
+
+/// Tries again after an error that belongs to an earlier datagram: what ICMP says about one that was too long for the path is told
+/// to whichever call comes next, and that call does nothing else.
+fn past_an_earlier_fault<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    match call() {
+        Err(error) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => call(),
+        result => result,
+    }
 }
 
 /// Whether an error says that the target is not there (ICMP), not that one datagram did not get through.
@@ -127,8 +138,10 @@ impl DatagramSocket {
                 let mut slices = messages.chunks_exact_mut(MESSAGE);
                 let mut slices: [IoSliceMut<'_>; BATCH] =
                     std::array::from_fn(|_| IoSliceMut::new(slices.next().unwrap_or_default()));
-                self.io.try_io(Interest::READABLE, || {
-                    self.state.recv((&self.io).into(), &mut slices, &mut meta)
+                past_an_earlier_fault(|| {
+                    self.io.try_io(Interest::READABLE, || {
+                        self.state.recv((&self.io).into(), &mut slices, &mut meta)
+                    })
                 })?
             };
             for (message, meta) in messages.chunks_exact(MESSAGE).zip(&meta[..count]) {
@@ -170,13 +183,23 @@ impl DatagramSocket {
                 })
             };
             match result {
-                Ok(()) => sent.done += count,
+                Ok(()) => {
+                    sent.done += count;
+                    sent.bytes += rest[..count]
+                        .iter()
+                        .map(|one| one.as_ref().len())
+                        .sum::<usize>();
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(sent),
                 Err(error) if is_final(&error) => return Err(error),
                 // What the kernel would not split it takes one by one: the state knows that from now on.
                 Err(_) if count > 1 && self.state.max_gso_segments() == 1 => {}
+                // All but a shorter last one, which may get through by itself.
                 //= rfc9298 §3.1 oversize-dropped
                 Err(_) => {
+                    let long =
+                        |one: &&_| AsRef::<[u8]>::as_ref(*one).len() == rest[0].as_ref().len();
+                    let count = rest[..count].iter().take_while(long).count();
                     sent.done += count;
                     sent.dropped += count;
                 }
@@ -193,8 +216,10 @@ impl DatagramSocket {
             segment_size,
             src_ip: None,
         };
-        self.io.try_io(Interest::WRITABLE, || {
-            self.state.try_send((&self.io).into(), &transmit)
+        past_an_earlier_fault(|| {
+            self.io.try_io(Interest::WRITABLE, || {
+                self.state.try_send((&self.io).into(), &transmit)
+            })
         })
     }
 
@@ -288,8 +313,32 @@ mod tests {
         assert_eq!(arrived, datagrams);
         // One that is longer than UDP can carry is dropped, and the next one is not.
         let sent = socket.send(&[vec![0; 65_520], vec![9]]).unwrap();
-        assert_eq!((sent.done, sent.dropped), (2, 1));
+        assert_eq!((sent.done, sent.dropped, sent.bytes), (2, 1, 1));
         assert_eq!(target.recv(&mut buffer).unwrap(), 1);
+    }
+
+    //= rfc9298 §3.1 oversize-dropped
+    #[tokio::test]
+    async fn what_was_too_long_takes_no_other_datagram_with_it() {
+        let target = target();
+        let socket = connect(&Sources::default(), target.local_addr().unwrap()).unwrap();
+        socket.writable().await.unwrap();
+        // As long as the link's packets, and a byte longer than those of IPv4: ICMP tells the socket.
+        let long = vec![0; 65_508];
+        let sent = socket.send(&[&long[..], &[7], &long, &[8, 8]]).unwrap();
+        assert_eq!((sent.done, sent.dropped, sent.bytes), (4, 2, 3));
+        let mut buffer = vec![0; MESSAGE];
+        assert_eq!(target.recv(&mut buffer).unwrap(), 1);
+        let (length, own) = target.recv_from(&mut buffer).unwrap();
+        assert_eq!(length, 2);
+        target.send_to(&[9], own).unwrap();
+        socket.readable().await.unwrap();
+        SockRef::from(&socket.io).send(&long).unwrap_err();
+        let mut arrived = Vec::new();
+        socket
+            .receive(|datagram| arrived.push(datagram.to_vec()))
+            .unwrap();
+        assert_eq!(arrived, [[9]]);
     }
 
     #[tokio::test]

@@ -187,17 +187,13 @@ async fn write(tunnel: &Tunnel<'_>, payloads: &mut Vec<Bytes>) -> Result<usize, 
     while done < payloads.len() {
         let sent = tunnel.socket.send(&payloads[done..]);
         let sent = sent.map_err(|_| Ended::Unreachable)?;
-        let bytes: usize = payloads[done..done + sent.done]
-            .iter()
-            .map(Bytes::len)
-            .sum();
         tunnel
             .metrics
             .datagrams_dropped_oversize
             .add(sent.dropped as u64);
-        tunnel.moved_up((sent.done - sent.dropped) as u64, bytes as u64);
+        tunnel.moved_up((sent.done - sent.dropped) as u64, sent.bytes as u64);
         done += sent.done;
-        all += bytes;
+        all += sent.bytes;
         if done < payloads.len() {
             tunnel
                 .socket
