@@ -21,6 +21,8 @@ const MESSAGE: usize = 1 << 16;
 const MOST_BYTES: usize = 65_507;
 /// Segments that kernels take in one call.
 const MOST_SEGMENTS: usize = 64;
+/// Calls that one [`DatagramSocket::send`] makes at most, so that whoever asks for more can let others go first.
+const CALLS: usize = 32;
 /// What the kernel is asked to hold each way: some hundred datagrams, so that a burst is not lost while the worker does other things.
 const KERNEL_BUFFER: usize = 1 << 20;
 
@@ -42,6 +44,8 @@ pub struct DatagramSocket {
 pub struct Sent {
     /// How many of them are dealt with; the others wait until the socket is writable.
     pub done: usize,
+    /// Calls of the system that it took.
+    pub calls: usize,
     /// Those of them that could not be sent: too long for the path, or refused by the system.
     pub dropped: usize,
     /// Bytes of those that were sent.
@@ -162,13 +166,14 @@ impl DatagramSocket {
         })
     }
 
-    /// Sends datagrams, those of one size that follow each other in one call.
+    /// Sends datagrams, those of one size that follow each other in one call, and as many as some calls take.
     ///
     /// # Errors
     /// The target is not there any more.
     pub fn send(&self, datagrams: &[impl AsRef<[u8]>]) -> io::Result<Sent> {
         let mut sent = Sent::default();
-        while sent.done < datagrams.len() {
+        while sent.done < datagrams.len() && sent.calls < CALLS {
+            sent.calls += 1;
             let rest = &datagrams[sent.done..];
             let count = run(rest, self.state.max_gso_segments().min(MOST_SEGMENTS));
             let result = if count == 1 {

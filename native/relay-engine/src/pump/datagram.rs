@@ -23,6 +23,10 @@ use crate::transport::{FLUSH, Fault, RecvHalf, SendHalf};
 /// Buffers of capsules that wait for the client's window, each of many datagrams; the oldest make room for the newest.
 const WAITING: usize = 16;
 
+/// What a call of the system for datagrams counts for in a turn, in bytes that could be moved meanwhile: small ones cost as much as
+/// large ones.
+const CALL: usize = 8 << 10;
+
 /// What both directions share.
 struct Tunnel<'a> {
     machine: RefCell<ConnectUdp>,
@@ -174,14 +178,18 @@ async fn up<R: RecvHalf>(tunnel: &Tunnel<'_>, recv: &mut R) -> Result<(), Ended>
             take(&mut machine, &mut held, chunk, &mut payloads)?;
         }
         tunnel.taken.set(tunnel.taken.get() + received as u64);
-        let bytes = write(tunnel, &mut payloads).await?;
+        let bytes = write(tunnel, &mut payloads, &mut turn).await?;
         recv.release(received);
-        turn.moved(received.max(bytes)).await;
+        turn.moved(received.saturating_sub(bytes)).await;
     }
 }
 
 /// Sends all of `payloads` to the target; how many bytes that were.
-async fn write(tunnel: &Tunnel<'_>, payloads: &mut Vec<Bytes>) -> Result<usize, Ended> {
+async fn write(
+    tunnel: &Tunnel<'_>,
+    payloads: &mut Vec<Bytes>,
+    turn: &mut Turn,
+) -> Result<usize, Ended> {
     let mut done = 0;
     let mut all = 0;
     while done < payloads.len() {
@@ -194,6 +202,8 @@ async fn write(tunnel: &Tunnel<'_>, payloads: &mut Vec<Bytes>) -> Result<usize, 
         tunnel.moved_up((sent.done - sent.dropped) as u64, sent.bytes as u64);
         done += sent.done;
         all += sent.bytes;
+        // A chunk may be of a hundred thousand datagrams.
+        turn.moved(sent.bytes + sent.calls * CALL).await;
         if done < payloads.len() {
             tunnel
                 .socket
@@ -255,7 +265,7 @@ async fn down<S: SendHalf>(tunnel: &Tunnel<'_>, send: &mut S) -> Ended {
             _ => by_capsules(tunnel, &mut waiting),
         };
         match received {
-            Ok(bytes) => turn.moved(bytes).await,
+            Ok(bytes) => turn.moved(bytes + CALL).await,
             Err(ended) => return ended,
         }
     }
