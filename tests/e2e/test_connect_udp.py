@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from peers.capsule import capsule, grease, varint
-from peers.h3 import H3Session, settings
-from peers.matrix import MALFORMED, STREAMED, TRANSPORTS, connect, success
+from peers.h3 import H3Session
+from peers.matrix import MALFORMED, STREAMED, TRANSPORTS, connect
 from peers.model import CLEAN, End, tunnel_request
 from peers.process import RelayProcess, StartRelay, until
 from peers.target import Target, unused_port
 from peers.udp import DATAGRAM, Datagrams, UdpTarget, udp_request
-
-#: Transport and form of a cell.
-CELLS = [*((transport, "capsule") for transport in TRANSPORTS), ("h3", "frame")]
-UDP = pytest.mark.parametrize(("transport", "form"), CELLS)
-
-
-def is_free(address: tuple[str, int]) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind(address)
-        except OSError:
-            return False
-        return True
-
-
-@asynccontextmanager
-async def opened(
-    relay: RelayProcess, transport: str, form: str, target: UdpTarget, **options: object
-) -> AsyncIterator[Datagrams]:
-    """A tunnel to `target`. Whoever wants capsules on HTTP/3 does not announce that it takes frames."""
-    if transport == "h3" and form == "capsule":
-        options.setdefault("preface", settings({}))
-    if transport == "h3":
-        # What aioquic would send of its own accord has no room for 1,200 bytes of payload.
-        options.setdefault("max_datagram_size", 1400)
-    async with await connect(relay, transport, **options) as session:
-        tunnel = await session.open(udp_request(target.host, target.port))
-        answer = await tunnel.answer()
-        assert answer.status == success(transport, "connect-udp"), (answer.status, answer.body)
-        assert answer.get("capsule-protocol") == "?1"
-        yield Datagrams(session, tunnel, form)
+from peers.udp_matrix import UDP, is_free, opened
 
 
 # = rfc9298 §5 context-0-payload

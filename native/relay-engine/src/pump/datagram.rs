@@ -24,6 +24,10 @@ use crate::transport::{FLUSH, Fault, RecvHalf, SendHalf};
 /// Buffers of capsules that wait for the client's window, each of many datagrams; the oldest make room for the newest.
 const WAITING: usize = 16;
 
+/// What a call of the system for datagrams counts for in a turn, in bytes that could be moved meanwhile: small ones cost as much as
+/// large ones.
+const CALL: usize = 8 << 10;
+
 /// What both directions share.
 struct Tunnel<'a, O> {
     outside: O,
@@ -174,9 +178,9 @@ async fn up<R: RecvHalf, O: Outside>(tunnel: &Tunnel<'_, O>, recv: &mut R) -> Re
             })?;
         }
         tunnel.taken.set(tunnel.taken.get() + received as u64);
-        let bytes = write(tunnel, &mut payloads).await?;
+        let bytes = write(tunnel, &mut payloads, &mut turn).await?;
         recv.release(received);
-        turn.moved(received.max(bytes)).await;
+        turn.moved(received.saturating_sub(bytes)).await;
     }
 }
 
@@ -184,23 +188,22 @@ async fn up<R: RecvHalf, O: Outside>(tunnel: &Tunnel<'_, O>, recv: &mut R) -> Re
 async fn write<O: Outside>(
     tunnel: &Tunnel<'_, O>,
     payloads: &mut Vec<O::Payload>,
+    turn: &mut Turn,
 ) -> Result<usize, Ended> {
     let mut done = 0;
     let mut all = 0;
     while done < payloads.len() {
         let sent = tunnel.outside.send(&payloads[done..]);
         let sent = sent.map_err(|_| Ended::Unreachable)?;
-        let bytes: usize = payloads[done..done + sent.done]
-            .iter()
-            .map(|payload| payload.as_ref().len())
-            .sum();
         tunnel
             .metrics
             .datagrams_dropped_oversize
             .add(sent.dropped as u64);
-        tunnel.moved_up((sent.done - sent.dropped) as u64, bytes as u64);
+        tunnel.moved_up((sent.done - sent.dropped) as u64, sent.bytes as u64);
         done += sent.done;
-        all += bytes;
+        all += sent.bytes;
+        // A chunk may be of a hundred thousand datagrams.
+        turn.moved(sent.bytes + sent.calls * CALL).await;
         if let Some(next) = payloads.get(done) {
             let writable = tunnel.outside.writable(next).await;
             writable.map_err(|_| Ended::Unreachable)?;
@@ -293,7 +296,8 @@ async fn down<S: SendHalf, O: Outside>(tunnel: &Tunnel<'_, O>, send: &mut S) -> 
             Ok(Event::Arrived) => match &tunnel.flow {
                 Some(flow) if let Some(room) = flow.room() => by_datagrams(tunnel, flow, room),
                 _ => by_capsules(tunnel, &mut waiting),
-            },
+            }
+            .map(|bytes| bytes + CALL),
             Ok(Event::Answers) => {
                 for piece in tunnel.outside.answers().chunks(PAYLOAD) {
                     let mut filled = Filled::empty();

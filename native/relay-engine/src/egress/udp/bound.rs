@@ -195,10 +195,13 @@ impl BoundSockets {
                 None => Sent {
                     done: count,
                     dropped: count,
+                    ..Sent::default()
                 },
             };
             sent.done += now.done;
+            sent.calls += now.calls;
             sent.dropped += now.dropped;
+            sent.bytes += now.bytes;
             if now.done < count {
                 break;
             }

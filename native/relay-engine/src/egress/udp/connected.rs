@@ -109,6 +109,8 @@ impl DatagramSocket {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use socket2::SockRef;
+
     use super::*;
 
     fn target() -> std::net::UdpSocket {
@@ -147,8 +149,32 @@ mod tests {
         assert_eq!(arrived, datagrams);
         // One that is longer than UDP can carry is dropped, and the next one is not.
         let sent = socket.send(&[vec![0; 65_520], vec![9]]).unwrap();
-        assert_eq!((sent.done, sent.dropped), (2, 1));
+        assert_eq!((sent.done, sent.dropped, sent.bytes), (2, 1, 1));
         assert_eq!(target.recv(&mut buffer).unwrap(), 1);
+    }
+
+    //= rfc9298 §3.1 oversize-dropped
+    #[tokio::test]
+    async fn what_was_too_long_takes_no_other_datagram_with_it() {
+        let target = target();
+        let socket = connect(&Sources::default(), target.local_addr().unwrap()).unwrap();
+        socket.writable().await.unwrap();
+        // As long as the link's packets, and a byte longer than those of IPv4: ICMP tells the socket.
+        let long = vec![0; 65_508];
+        let sent = socket.send(&[&long[..], &[7], &long, &[8, 8]]).unwrap();
+        assert_eq!((sent.done, sent.dropped, sent.bytes), (4, 2, 3));
+        let mut buffer = vec![0; 1 << 16];
+        assert_eq!(target.recv(&mut buffer).unwrap(), 1);
+        let (length, own) = target.recv_from(&mut buffer).unwrap();
+        assert_eq!(length, 2);
+        target.send_to(&[9], own).unwrap();
+        socket.readable().await.unwrap();
+        SockRef::from(&socket.socket.io).send(&long).unwrap_err();
+        let mut arrived = Vec::new();
+        socket
+            .receive(|datagram| arrived.push(datagram.to_vec()))
+            .unwrap();
+        assert_eq!(arrived, [[9]]);
     }
 
     #[tokio::test]

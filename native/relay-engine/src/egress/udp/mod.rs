@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
 
+use nix::errno::Errno;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
@@ -26,6 +27,8 @@ const MESSAGE: usize = 1 << 16;
 const MOST_BYTES: usize = 65_507;
 /// Segments that kernels take in one call.
 const MOST_SEGMENTS: usize = 64;
+/// Calls that one send makes at most, so that whoever asks for more can let others go first.
+const CALLS: usize = 32;
 /// What the kernel is asked to hold each way: some hundred datagrams, so that a burst is not lost while the worker does other things.
 const KERNEL_BUFFER: usize = 1 << 20;
 
@@ -39,8 +42,21 @@ thread_local! {
 pub struct Sent {
     /// How many of them are dealt with; the others wait until the socket is writable.
     pub done: usize,
+    /// Calls of the system that it took.
+    pub calls: usize,
     /// Those of them that could not be sent: too long for the path, or refused by the system.
     pub dropped: usize,
+    /// Bytes of those that were sent.
+    pub bytes: usize,
+}
+
+/// Tries again after an error that belongs to an earlier datagram: what ICMP says about one that was too long for the path is told
+/// to whichever call comes next, and that call does nothing else.
+fn past_an_earlier_fault<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    match call() {
+        Err(error) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => call(),
+        result => result,
+    }
 }
 
 /// A socket that is not bound yet.
@@ -86,8 +102,10 @@ impl Batched {
                 let mut slices = messages.chunks_exact_mut(MESSAGE);
                 let mut slices: [IoSliceMut<'_>; BATCH] =
                     std::array::from_fn(|_| IoSliceMut::new(slices.next().unwrap_or_default()));
-                self.io.try_io(Interest::READABLE, || {
-                    self.state.recv((&self.io).into(), &mut slices, &mut meta)
+                past_an_earlier_fault(|| {
+                    self.io.try_io(Interest::READABLE, || {
+                        self.state.recv((&self.io).into(), &mut slices, &mut meta)
+                    })
                 })?
             };
             for (message, meta) in messages.chunks_exact(MESSAGE).zip(&meta[..count]) {
@@ -108,7 +126,8 @@ impl Batched {
         })
     }
 
-    /// Sends datagrams to where `to` says, those of one size to one place that follow each other in one call.
+    /// Sends datagrams to where `to` says, those of one size to one place that follow each other in one call, and as many as some calls
+    /// take.
     ///
     /// # Errors
     /// Those that `is_final`; a datagram that meets any other is dropped.
@@ -119,7 +138,8 @@ impl Batched {
         is_final: impl Fn(&io::Error) -> bool,
     ) -> io::Result<Sent> {
         let mut sent = Sent::default();
-        while sent.done < datagrams.len() {
+        while sent.done < datagrams.len() && sent.calls < CALLS {
+            sent.calls += 1;
             let rest = &datagrams[sent.done..];
             let destination = to(&rest[0]);
             let most = self.state.max_gso_segments().min(MOST_SEGMENTS);
@@ -136,13 +156,21 @@ impl Batched {
                 })
             };
             match result {
-                Ok(()) => sent.done += count,
+                Ok(()) => {
+                    let sizes = rest[..count].iter().map(|one| one.as_ref().len());
+                    sent.bytes += sizes.sum::<usize>();
+                    sent.done += count;
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(sent),
                 Err(error) if is_final(&error) => return Err(error),
                 // What the kernel would not split it takes one by one: the state knows that from now on.
                 Err(_) if count > 1 && self.state.max_gso_segments() == 1 => {}
+                // All but a shorter last one, which may get through by itself.
                 //= rfc9298 §3.1 oversize-dropped
                 Err(_) => {
+                    let size = rest[0].as_ref().len();
+                    let long = |one: &&D| (*one).as_ref().len() == size;
+                    let count = rest[..count].iter().take_while(long).count();
                     sent.done += count;
                     sent.dropped += count;
                 }
@@ -164,8 +192,10 @@ impl Batched {
             segment_size,
             src_ip: None,
         };
-        self.io.try_io(Interest::WRITABLE, || {
-            self.state.try_send((&self.io).into(), &transmit)
+        past_an_earlier_fault(|| {
+            self.io.try_io(Interest::WRITABLE, || {
+                self.state.try_send((&self.io).into(), &transmit)
+            })
         })
     }
 
