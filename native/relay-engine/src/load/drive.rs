@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinSet, LocalSet};
 
+use super::datagram_path::DatagramPath;
 use super::path::{Gate, Link, Path};
 use super::plan::{Plan, Work};
 use super::usage::{Meter, Reading, raise_descriptors};
@@ -69,6 +70,23 @@ impl Share {
 
     /// All tunnels of this thread.
     pub(super) async fn open(&self, links: &[Link]) -> Result<Vec<Path>, Failure> {
+        self.open_with(links, async |link| link.open().await).await
+    }
+
+    /// All tunnels of datagrams of this thread.
+    pub(super) async fn open_datagrams(
+        &self,
+        links: &[Link],
+    ) -> Result<Vec<DatagramPath>, Failure> {
+        self.open_with(links, async |link| link.open_datagrams().await)
+            .await
+    }
+
+    async fn open_with<T: 'static>(
+        &self,
+        links: &[Link],
+        open: impl AsyncFn(Link) -> Result<T, Failure> + Copy + 'static,
+    ) -> Result<Vec<T>, Failure> {
         let turn = Rc::new(Semaphore::new(OPENING));
         let streams = links
             .iter()
@@ -77,7 +95,7 @@ impl Share {
             let (link, turn) = (link.clone(), turn.clone());
             async move {
                 let _turn = turn.acquire().await?;
-                link.open().await
+                open(link).await
             }
         }))
         .await

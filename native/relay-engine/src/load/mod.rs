@@ -4,6 +4,8 @@
 //! to; it belongs into a process of its own, so that its CPU time is not the client's.
 
 mod bulk;
+mod datagram_path;
+mod datagrams;
 mod drive;
 mod idle;
 mod latency;
@@ -14,10 +16,12 @@ mod plan;
 mod rate;
 mod report;
 mod tls;
+mod udp;
+mod udp_origin;
 mod usage;
 
 pub use origin::Origin;
-pub use plan::{Direction, Mode, Plan, Route, Transport, Work};
+pub use plan::{Course, Direction, Mode, Plan, Route, Transport, Work};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -69,7 +73,8 @@ impl Progress {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Bytes moved (bulk), tunnels closed (rate), messages answered (latency), tunnels open (idle).
+    /// Bytes moved (bulk), tunnels closed (rate), messages answered (latency), tunnels open (idle),
+    /// datagrams (udp).
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
@@ -96,6 +101,7 @@ pub fn run(plan: Plan, progress: &Arc<Progress>) -> Result<Map<String, Value>, F
         Work::Rate { .. } => rate::run(&plan, progress),
         Work::Latency { .. } => latency::run(&plan, progress),
         Work::Idle { .. } => idle::run(&plan, progress),
+        Work::Udp { .. } => udp::run(&plan, progress),
     }
 }
 

@@ -4,6 +4,8 @@
 //! switch: that many bytes are taken, or fewer up to FIN, then their number (64 bits) and SHA-256 come back. The switch (0 or 1) asks for
 //! [`Pattern`] and hashing; without it the bytes mean nothing and the hash is zero. `e`: everything that follows comes back, up to
 //! FIN. The origin's FIN follows the client's. Numbers are big-endian.
+//!
+//! Datagrams are served on the UDP port of the same number; [`datagrams`](super::datagrams) says how.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,7 +15,9 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::datagrams::Socket;
 use super::pattern::Pattern;
+use super::udp_origin;
 use super::usage::raise_descriptors;
 
 const BLOCK: usize = 256 << 10;
@@ -21,6 +25,8 @@ const BLOCK: usize = 256 << 10;
 const ECHO: usize = 8 << 10;
 /// Connections that wait to be accepted: a burst of them is what some loads are about.
 const BACKLOG: i32 = 4096;
+/// Ports that are tried.
+const ATTEMPTS: usize = 16;
 
 /// An origin that serves on a thread of its own until the process ends.
 #[derive(Debug)]
@@ -35,6 +41,36 @@ impl Origin {
     /// What the system says, e.g. that the port is taken.
     pub fn start(address: SocketAddr) -> io::Result<Self> {
         raise_descriptors();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (listener, datagrams) = runtime.block_on(async { bind(address) })?;
+        let address = listener.local_addr()?;
+        thread::Builder::new()
+            .name("origin".into())
+            .spawn(move || {
+                runtime.block_on(async {
+                    let serve = async {
+                        if let Err(error) = udp_origin::serve(datagrams).await {
+                            tracing::error!("origin: {error}");
+                        }
+                    };
+                    tokio::join!(accept(listener), serve)
+                })
+            })?;
+        Ok(Self { address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Sockets for connections and for datagrams on one port.
+fn bind(address: SocketAddr) -> io::Result<(TcpListener, Socket)> {
+    let mut attempts = 0;
+    loop {
         let socket = socket2::Socket::new(
             socket2::Domain::for_address(address),
             socket2::Type::STREAM.nonblocking(),
@@ -44,19 +80,12 @@ impl Origin {
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from(socket);
-        let address = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        thread::Builder::new()
-            .name("origin".into())
-            .spawn(move || runtime.block_on(accept(listener)))?;
-        Ok(Self { address })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+        match Socket::bind(listener.local_addr()?) {
+            Ok(datagrams) => return Ok((listener, datagrams)),
+            // A port that is free for the one need not be for the other.
+            Err(_) if address.port() == 0 && attempts < ATTEMPTS => attempts += 1,
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Ways to the origin: a tunnel, or TCP as it is.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
+use super::datagram_path::DatagramPath;
 use super::plan::{Mode, Route};
 use super::{Failure, failed, tls, usage};
 use crate::client::{Client, Error, Form, Proxy, Receiver, Sender};
@@ -42,7 +44,8 @@ impl Gate {
             proxy: match route.mode {
                 Mode::Direct => None,
                 Mode::Connect => Some((route, Form::Connect)),
-                Mode::ConnectTcp => Some((route, connect_tcp(route)?)),
+                Mode::ConnectTcp => Some((route, templated(route, Form::connect_tcp()?)?)),
+                Mode::ConnectUdp => Some((route, templated(route, Form::connect_udp()?)?)),
             }
             .map(|(route, form)| through(route, form))
             .transpose()?,
@@ -71,14 +74,15 @@ impl Gate {
     }
 }
 
-fn connect_tcp(route: &Route) -> Result<Form, Failure> {
+/// The form with what the route says about it.
+fn templated(route: &Route, form: Form) -> Result<Form, Failure> {
     let Form::Templated {
         protocol,
         mut template,
         mut profile,
-    } = Form::connect_tcp()?
+    } = form
     else {
-        return Ok(Form::Connect);
+        return Ok(form);
     };
     if let Some(text) = &route.template {
         template =
@@ -89,7 +93,7 @@ fn connect_tcp(route: &Route) -> Result<Form, Failure> {
             .profiles
             .iter()
             .find(|profile| profile.token == token.as_str())
-            .ok_or_else(|| usage(format_args!("{token}: no profile of connect-tcp")))?
+            .ok_or_else(|| usage(format_args!("{token}: no profile of {}", protocol.name)))?
             .clone();
     }
     Ok(Form::Templated {
@@ -146,16 +150,35 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) async fn open(&self) -> Result<Path, Failure> {
-        let opening = match &self.client {
+        in_time(match &self.client {
             None => Either::Left(self.direct()),
             Some((client, form)) => Either::Right(self.tunnel(client, form)),
-        };
-        timeout(PATIENCE, opening).await.unwrap_or_else(|_| {
-            Err(failed(format_args!(
-                "a tunnel did not open within {} s; gateways limit the tunnels of a connection, and more connections may help",
-                PATIENCE.as_secs()
-            )))
         })
+        .await
+    }
+
+    pub(super) async fn open_datagrams(&self) -> Result<DatagramPath, Failure> {
+        in_time(async {
+            match &self.client {
+                None => DatagramPath::direct(self.resolve().await?),
+                Some((client, form)) => {
+                    let opening = client.open_datagrams(form, &self.host, self.port);
+                    Ok(DatagramPath::through(opening.await.map_err(explain)?))
+                }
+            }
+        })
+        .await
+    }
+
+    async fn resolve(&self) -> Result<SocketAddr, Failure> {
+        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
+        let named = |what: &dyn std::fmt::Display| {
+            failed(format_args!("{}:{}: {what}", self.host, self.port))
+        };
+        found
+            .map_err(|error| named(&error))?
+            .next()
+            .ok_or_else(|| named(&"has no address"))
     }
 
     async fn direct(&self) -> Result<Path, Failure> {
@@ -178,6 +201,15 @@ impl Link {
             receiver: PathReceiver::Tunnel(Box::new(tunnel.receiver)),
         })
     }
+}
+
+async fn in_time<T>(opening: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    timeout(PATIENCE, opening).await.unwrap_or_else(|_| {
+        Err(failed(format_args!(
+            "a tunnel did not open within {} s; gateways limit the tunnels of a connection, and more connections may help",
+            PATIENCE.as_secs()
+        )))
+    })
 }
 
 /// Two directions towards the origin.

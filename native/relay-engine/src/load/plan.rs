@@ -69,6 +69,17 @@ pub enum Work {
         /// How long, from the last one's opening.
         hold: f64,
     },
+    /// Sends datagrams at a rate.
+    Udp {
+        /// Which way.
+        direction: Course,
+        /// How long.
+        seconds: f64,
+        /// Datagrams a second, in all tunnels together.
+        rate: f64,
+        /// Bytes of a payload.
+        size: usize,
+    },
 }
 
 impl Work {
@@ -79,6 +90,7 @@ impl Work {
             Self::Rate { .. } => "rate",
             Self::Latency { .. } => "latency",
             Self::Idle { .. } => "idle",
+            Self::Udp { .. } => "udp",
         }
     }
 }
@@ -93,16 +105,30 @@ pub enum Direction {
     Up,
 }
 
+/// Which way datagrams go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Course {
+    /// From the origin.
+    Down,
+    /// To the origin.
+    Up,
+    /// To the origin and back.
+    Both,
+}
+
 /// How the gateway is asked for a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Not at all: TCP to the target.
+    /// Not at all: TCP to the target, or UDP.
     Direct,
     /// Classic CONNECT.
     Connect,
     /// Templated connect-tcp.
     ConnectTcp,
+    /// Templated connect-udp.
+    ConnectUdp,
 }
 
 /// An HTTP version and what it runs over.
@@ -163,7 +189,7 @@ pub struct Route {
     /// `Authorization`, e.g. `Bearer …`.
     #[serde(default)]
     pub credentials: Option<String>,
-    /// URI template of connect-tcp, if it is not the default one.
+    /// URI template of connect-tcp or connect-udp, if it is not the default one.
     #[serde(default)]
     pub template: Option<String>,
     /// Upgrade token of connect-tcp, if it is not the preferred one.
@@ -180,6 +206,9 @@ pub struct Route {
 
 /// What RFC 9113 §6.5.2 lets SETTINGS_MAX_FRAME_SIZE be.
 const FRAMES: RangeInclusive<u32> = 16_384..=16_777_215;
+
+/// Bytes of a datagram: what is said in one, and what UDP over IPv4 holds.
+const DATAGRAMS: RangeInclusive<usize> = 64..=65_507;
 
 impl Plan {
     /// Tunnels at a time.
@@ -202,13 +231,31 @@ impl Plan {
         if self.route.max_frame.is_some_and(|it| !FRAMES.contains(&it)) {
             return Err(usage("the largest frame is 16384 to 16777215 bytes"));
         }
+        let datagrams = matches!(self.work, Work::Udp { .. });
+        match self.route.mode {
+            Mode::Connect | Mode::ConnectTcp if datagrams => {
+                return Err(usage("datagrams go by connect-udp, or direct"));
+            }
+            Mode::ConnectUdp if !datagrams => {
+                return Err(usage("connect-udp carries datagrams only"));
+            }
+            _ => {}
+        }
         match self.work {
             Work::Bulk { bytes: 0, .. } => Err(usage("there are no bytes to move")),
-            Work::Rate { seconds } | Work::Latency { seconds, .. } if !positive(seconds) => {
+            Work::Rate { seconds } | Work::Latency { seconds, .. } | Work::Udp { seconds, .. }
+                if !positive(seconds) =>
+            {
                 Err(usage("the duration is not a number of seconds"))
             }
             Work::Latency { rate, .. } if !positive(rate) => {
                 Err(usage("the rate is not a number of messages a second"))
+            }
+            Work::Udp { rate, .. } if !positive(rate) || rate > 1e7 => Err(usage(
+                "the rate is not a number of datagrams a second, up to 10000000",
+            )),
+            Work::Udp { size, .. } if !DATAGRAMS.contains(&size) => {
+                Err(usage("the size of a datagram is 64 to 65507 bytes"))
             }
             Work::Latency { size, .. } if !(1..=1 << 20).contains(&size) => {
                 Err(usage("the size of a message is 1 to 1048576 bytes"))

@@ -118,6 +118,9 @@ fn what_cannot_be_is_said_in_one_line() {
     let no_proxy = json!({
         "mode": "connect", "http": "h2", "proxy": null, "target_host": "127.0.0.1", "target_port": 1,
     });
+    let over_udp = json!({
+        "mode": "connect-udp", "http": "h2", "proxy": null, "target_host": "127.0.0.1", "target_port": 1,
+    });
     let small_frames = json!({
         "mode": "direct", "http": null, "proxy": null, "target_host": "127.0.0.1", "target_port": 1,
         "max_frame": 1000,
@@ -150,6 +153,18 @@ fn what_cannot_be_is_said_in_one_line() {
         ),
         (bulk(), json!({"pids": [-5]}), false, "process -5"),
         (
+            json!({"kind": "udp", "direction": "up", "seconds": 1.0, "rate": 10.0, "size": 63}),
+            json!({}),
+            true,
+            "64 to 65507 bytes",
+        ),
+        (
+            bulk(),
+            json!({"route": over_udp}),
+            true,
+            "carries datagrams only",
+        ),
+        (
             json!({"kind": "rate", "seconds": 60.0}),
             json!({"timeout": 0.2}),
             false,
@@ -172,4 +187,63 @@ fn a_run_can_be_stopped() {
         &progress,
     );
     assert_eq!(failure.unwrap_err().message, "interrupted");
+}
+
+/// Whatever the direction, all that was offered is accounted for.
+#[test]
+fn datagrams_are_counted_in_every_direction() {
+    for direction in ["up", "down", "both"] {
+        let work = json!({
+            "kind": "udp", "direction": direction, "seconds": 0.5, "rate": 4000.0, "size": 1200,
+        });
+        let result = result(work);
+        let number = |name: &str| result[name].as_u64().unwrap();
+        // Six tunnels on two threads share two thousand.
+        assert!((1998..=2000).contains(&number("offered")), "{direction}");
+        assert!(number("sent") <= number("offered"), "{direction}");
+        assert!(number("sent") >= 1000, "{direction}: {result:?}");
+        assert_eq!(number("received") + number("lost"), number("sent"));
+        assert_eq!((number("reordered"), number("duplicates")), (0, 0));
+        assert!(result["relay_us_per_datagram"].as_f64().unwrap() > 0.0);
+        assert!(number("received") >= 1000, "{direction}: {result:?}");
+        assert_eq!(direction == "both", result.contains_key("latency_us"));
+    }
+}
+
+/// A target that takes every third datagram away is found out exactly.
+#[test]
+fn what_is_lost_is_counted_exactly() {
+    use std::net::UdpSocket;
+
+    let origin = Origin::start(([127, 0, 0, 1], 0).into()).unwrap().address();
+    let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+    far.connect(origin).unwrap();
+    let port = near.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut block = [0; 2048];
+        let mut data = 0;
+        while let Ok((length, from)) = near.recv_from(&mut block) {
+            let counted = block[0] == b'k';
+            data += usize::from(counted);
+            if counted && data % 3 == 0 {
+                continue;
+            }
+            far.send(&block[..length]).unwrap();
+            if !counted {
+                let length = far.recv(&mut block).unwrap();
+                near.send_to(&block[..length], from).unwrap();
+            }
+        }
+    });
+    let route = json!({
+        "mode": "direct", "http": null, "proxy": null, "target_host": "127.0.0.1", "target_port": port,
+    });
+    let work =
+        json!({"kind": "udp", "direction": "up", "seconds": 0.3, "rate": 1000.0, "size": 100});
+    let more = json!({"route": route, "connections": 1, "streams": 1, "threads": 1});
+    let result = run(plan(work, more), &Arc::default()).unwrap();
+    let sent = result["sent"].as_u64().unwrap();
+    assert!(sent >= 200, "{result:?}");
+    assert_eq!(result["lost"].as_u64().unwrap(), sent / 3);
 }
