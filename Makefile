@@ -18,6 +18,7 @@ LOGS := target/logs
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --peers capsule-relay,direct,haproxy --rounds 3
 SCALE_ARGS ?=
+UDP_ARGS ?=
 PROFILE_ARGS ?=
 FUZZ_SECONDS ?= 60
 
@@ -100,13 +101,18 @@ fuzz: ## each fuzz target for FUZZ_SECONDS (needs a nightly toolchain and cargo-
 ##@ Measure
 
 .PHONY: bench
-bench: tools $(VENV)/.shipped $(VENV)/.bench ## relay, HAProxy, direct TCP and the floors side by side, then the codec
+bench: tools $(VENV)/.shipped $(VENV)/.bench ## relay, HAProxy, direct TCP and the floors side by side, then datagrams and the codec
 	PYTHONPATH=benches $(VENV)/bin/python benches/bench.py $(BENCH_ARGS)
+	@$(MAKE) bench-udp
 	@$(MAKE) bench-codec
 
 .PHONY: bench-peers
 bench-peers: tools $(VENV)/.shipped ## the same with every peer that can be had, five rounds (long)
 	PYTHONPATH=benches $(VENV)/bin/python benches/bench.py
+
+.PHONY: bench-udp
+bench-udp: tools $(VENV)/.shipped ## CPU per datagram and loss, next to masque-go, Envoy and h2o, with their marks
+	PYTHONPATH=benches $(VENV)/bin/python benches/udp.py $(UDP_ARGS)
 
 .PHONY: bench-scale
 bench-scale: tools $(VENV)/.shipped ## opening, idle tunnels, many tunnels, two workers, small frames, with their marks

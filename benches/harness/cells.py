@@ -32,6 +32,8 @@ class Cell:
     pid: int | None = None
     mode: str | None = None
     share: float = 1.0
+    #: Of a templated form, if it is not the default one.
+    template: str | None = None
     arguments: tuple[str, ...] = ()
 
     @property

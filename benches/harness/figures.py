@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .probes import Mark, Probe, marks
+from .process import BenchError
 
 FORMAT = 1
 
@@ -22,6 +23,10 @@ class Figures:
     machine: dict[str, Any]
     options: dict[str, Any]
     relay: str
+    #: What the probes are of, and what they are held against.
+    kind: str = "scale"
+    marks: list[Mark] = field(default_factory=lambda: list(marks()))
+    versions: dict[str, str] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     #: Probe → one value a round.
     values: dict[str, list[float]] = field(default_factory=dict)
@@ -35,7 +40,7 @@ class Figures:
 def verdicts(figures: Figures) -> list[str]:
     """Each mark with what was found, a line a mark; none where a figure is missing."""
     lines = []
-    for mark in marks():
+    for mark in figures.marks:
         found = mark.value(figures.values)
         if found is not None:
             verdict = "met" if found <= mark.limit else "MISSED"
@@ -59,9 +64,23 @@ def table(figures: Figures) -> str:
 
 def save(figures: Figures, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
-    name = f"scale-{figures.when.replace(':', '')}-{figures.commit.replace('+', '-changed')}.json"
-    held = [{**asdict(mark), "found": mark.value(figures.values)} for mark in marks()]
-    document = {"scale": FORMAT, **asdict(figures), "marks": held}
+    name = f"{figures.kind}-{figures.when.replace(':', '')}-{figures.commit.replace('+', '-changed')}.json"
+    held = [{**asdict(mark), "found": mark.value(figures.values)} for mark in figures.marks]
+    document = {figures.kind: FORMAT, **asdict(figures), "marks": held}
+    document.pop("kind")
     path = directory / name
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def load(path: Path) -> Figures:
+    try:
+        document = json.loads(path.read_text())
+        kind = path.name.split("-", 1)[0]
+        if document.pop(kind, None) != FORMAT:
+            raise BenchError(f"{path}: not figures of this benchmark")
+        held = document.pop("marks")
+        found = [Mark(**{name: mark[name] for name in mark if name != "found"}) for mark in held]
+        return Figures(**document, kind=kind, marks=found)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BenchError(f"{path}: {error}") from None

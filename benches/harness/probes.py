@@ -71,6 +71,25 @@ class Mark:
         return found / other if self.unit == "×" else found - other
 
 
+def planned(program: Path, plan: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """One run of the load client; what it found."""
+    try:
+        done = subprocess.run(
+            [str(program), "plan"],
+            input=json.dumps(plan),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout + 30,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"no end after {error.timeout:.0f} s") from None
+    if done.returncode != 0:
+        raise BenchError((done.stderr.strip().splitlines() or ["the load client failed"])[-1])
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
 @dataclass(frozen=True)
 class Loads:
     """Runs plans on the load client."""
@@ -101,21 +120,7 @@ class Loads:
             "pids": [gateway.pid],
             **shape,
         }
-        try:
-            done = subprocess.run(
-                [str(self.program), "plan"],
-                input=json.dumps(plan),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=self.timeout + 30,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise BenchError(f"no end after {error.timeout:.0f} s") from None
-        if done.returncode != 0:
-            raise BenchError((done.stderr.strip().splitlines() or ["the load client failed"])[-1])
-        report: dict[str, Any] = json.loads(done.stdout)
-        return report
+        return planned(self.program, plan, self.timeout)
 
     def bulk(self, gateway: Gateway, transport: str, direction: str, **shape: Any) -> float:
         """CPU seconds of the relay per 10^9 bytes."""

@@ -141,10 +141,12 @@ def history(directory: Path) -> list[Results]:
 
 
 def find(name: str, directory: Path) -> Path:
-    """A comparison by path, or by a part of its name that only one has. Other results begin with what they are."""
+    """A result by path, or by a part of its name that only one has. Those of probes begin with what they are."""
     if Path(name).is_file():
         return Path(name)
-    matching: Iterable[Path] = [path for path in sorted(directory.glob("[0-9]*.json")) if name in path.name]
+    kind = re.match(r"[a-z]+-", name)
+    pattern = f"{kind[0]}*.json" if kind else "[0-9]*.json"
+    matching: Iterable[Path] = [path for path in sorted(directory.glob(pattern)) if name in path.name]
     paths = list(matching)
     if len(paths) != 1:
         raise BenchError(f"{name}: {len(paths)} results in {directory} have this in their name")

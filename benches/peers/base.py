@@ -66,6 +66,8 @@ class Started:
     version: str
     cells: Sequence[Cell]
     note: str = ""
+    #: Ways of datagrams.
+    datagrams: Sequence[Cell] = ()
     #: Further facts for the record.
     facts: Mapping[str, str] = field(default_factory=dict)
 

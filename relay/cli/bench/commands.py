@@ -12,7 +12,7 @@ import click
 
 from relay import __version__, _native
 from relay.cli.bench import runner, table
-from relay.cli.bench.route import MODES, SCHEMES, Options, Way, host_and_port, ways
+from relay.cli.bench.route import DATAGRAM_MODES, MODES, SCHEMES, Options, Way, host_and_port, ways
 from relay.errors import BenchError
 
 _Command = Callable[..., None]
@@ -29,15 +29,6 @@ _WAY: list[_Decorator] = [
         metavar="URL",
         help="The gateway, https://HOST:PORT and http://HOST:PORT as far as it has them. Default: "
         "a relay that is started for it.",
-    ),
-    click.option(
-        "--mode",
-        "modes",
-        multiple=True,
-        type=click.Choice(MODES),
-        default=["connect-tcp"],
-        show_default=True,
-        help="How the gateway is asked; repeatable. direct: TCP without a gateway.",
     ),
     click.option(
         "--http",
@@ -65,8 +56,8 @@ _WAY: list[_Decorator] = [
     click.option("--token", envvar="RELAY_TOKEN", show_envvar=True, help="Bearer token."),
     click.option("--token-file", type=_FILE, metavar="FILE", help="File with the bearer token."),
     click.option("--user", metavar="NAME:PASSWORD", help="User and password."),
-    click.option("--template", help="URI template of connect-tcp, if it is not the default one."),
-    click.option("--profile", help="Upgrade token of connect-tcp, e.g. connect-tcp-07."),
+    click.option("--template", help="URI template, if it is not the default one."),
+    click.option("--profile", help="Upgrade token, e.g. connect-tcp-07."),
 ]
 _SHAPE: list[_Decorator] = [
     click.option(
@@ -83,8 +74,17 @@ _SHAPE: list[_Decorator] = [
 ]
 
 
-def _options(*more: _Decorator, streams: int) -> _Decorator:
+def _options(*more: _Decorator, streams: int, modes: tuple[str, ...] = MODES) -> _Decorator:
     """The options of one kind of load, before those that all kinds have."""
+    mode = click.option(
+        "--mode",
+        "modes",
+        multiple=True,
+        type=click.Choice(modes),
+        default=modes[-1:],
+        show_default=True,
+        help="How the gateway is asked; repeatable. direct: no gateway.",
+    )
 
     def decorate(command: _Command) -> _Command:
         shape: list[_Decorator] = [
@@ -100,7 +100,7 @@ def _options(*more: _Decorator, streams: int) -> _Decorator:
                 help="Tunnels at a time on each; over HTTP/1.1 each is a connection of its own.",
             ),
         ]
-        options: list[_Decorator] = [*more, *shape, *_SHAPE, *_WAY]
+        options: list[_Decorator] = [*more, *shape, *_SHAPE, mode, *_WAY]
         for option in reversed(options):
             command = option(command)
         return command
@@ -146,7 +146,7 @@ _HOLD = click.option(
 
 @click.group()
 def bench() -> None:
-    """Measure a gateway: throughput, tunnels a second, latency, memory.
+    """Measure a gateway: throughput, tunnels a second, latency, memory, datagrams.
 
     Without --proxy and --target everything is started on loopback. For two hosts:
     `relay bench origin --address IP:PORT` on the far one, and --target with its address on this one.
@@ -225,6 +225,39 @@ def latency(seconds: float, rate: float, size: int, **given: Any) -> None:
 def idle(hold: float, **given: Any) -> None:
     """Open tunnels, leave them idle, and read the gateway's memory by --pid."""
     _measure([({"kind": "idle", "hold": hold}, given["streams"])], given)
+
+
+@bench.command()
+@_options(
+    click.option(
+        "--direction",
+        type=click.Choice(["down", "up", "both", "echo"]),
+        default="both",
+        show_default=True,
+        help="From the origin or to it, or there and back.",
+    ),
+    _DURATION,
+    click.option(
+        "--rate",
+        type=click.FloatRange(min=0, max=1e7, min_open=True),
+        default=25_000,
+        show_default=True,
+        help="Datagrams a second that are offered, all tunnels together.",
+    ),
+    click.option(
+        "--size", type=click.IntRange(64, 65507), default=1200, show_default=True, help="Bytes of a datagram's payload."
+    ),
+    streams=1,
+    modes=DATAGRAM_MODES,
+)
+def udp(direction: str, seconds: float, rate: float, size: int, **given: Any) -> None:
+    """Send datagrams at an offered rate, and count those that arrive.
+
+    They leave by a timetable, a millisecond's worth at a time. What could not leave within ten milliseconds counts as unsent.
+    """
+    directions = ("down", "up") if direction == "both" else (direction,)
+    works = [{"kind": "udp", "direction": one, "seconds": seconds, "rate": rate, "size": size} for one in directions]
+    _measure([(work, given["streams"]) for work in works], given)
 
 
 @bench.command()

@@ -17,7 +17,9 @@ import click
 from relay.cli.bench import local
 from relay.errors import BenchError
 
+#: How a tunnel of bytes is asked for, and one of datagrams; the last one is what is usual.
 MODES = ("direct", "connect", "connect-tcp")
+DATAGRAM_MODES = ("direct", "connect-udp")
 #: HTTP versions by the scheme of the proxy that serves them.
 SCHEMES = {"h1": "http", "h2c": "http", "h1tls": "https", "h2": "https", "h3": "https"}
 #: What is measured if nothing is asked for, as far as there is a proxy for it.
@@ -136,7 +138,7 @@ def ways(options: Options) -> Iterator[list[Way]]:
     """All ways that were asked for; an origin or a relay that was not given lives as long as the block."""
     through = any(mode != "direct" for mode in options.modes)
     if options.http and not through:
-        raise click.UsageError("--http goes with --mode connect or connect-tcp")
+        raise click.UsageError("--http goes with a --mode other than direct")
     given = dict(map(_proxy, options.proxies))
     if len(given) < len(options.proxies):
         raise click.UsageError("--proxy: expected at most one http:// and one https:// address")

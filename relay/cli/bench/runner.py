@@ -28,7 +28,7 @@ def _amount(kind: str, done: int, seconds: float) -> str:
     """What was done so far, and how fast."""
     if kind == "bulk":
         return f"{done / 1e9:.2f} GB, {done * 8e-9 / seconds:.2f} Gbit/s"
-    what = "messages" if kind == "latency" else "tunnels"
+    what = {"latency": "messages", "udp": "datagrams"}.get(kind, "tunnels")
     return f"{done} {what}, {done / seconds:.0f}/s"
 
 

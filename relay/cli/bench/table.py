@@ -17,7 +17,7 @@ def _field(name: str, digits: int) -> Callable[[Result], str]:
 
 def _time(name: str, key: str) -> Callable[[Result], str]:
     """Microseconds as milliseconds."""
-    return lambda result: _number(result[name][key] / 1000, 2)
+    return lambda result: _number(result[name][key] / 1000 if name in result else None, 2)
 
 
 def _kib(name: str) -> Callable[[Result], str]:
@@ -55,12 +55,26 @@ _COLUMNS: dict[str, list[_Column]] = {
         ("KiB/connection", _kib("pss_per_connection")),
         ("relay KiB", _kib("relay_pss_end")),
     ],
+    "udp": [
+        ("", lambda result: result["direction"]),
+        ("offered/s", _field("offered_s", 0)),
+        ("arrived/s", _field("received_s", 0)),
+        ("unsent %", _field("unsent_percent", 2)),
+        ("lost %", _field("loss_percent", 3)),
+        ("relay µs", _field("relay_us_per_datagram", 2)),
+        ("client µs", _field("client_us_per_datagram", 2)),
+        ("Gbit/s", _field("gbit_s", 2)),
+        ("p50 ms", _time("latency_us", "p50")),
+        ("p99 ms", _time("latency_us", "p99")),
+        ("late ms", _time("client_late_us", "p99")),
+    ],
 }
 _TITLES = {
     "bulk": "bulk: CPU seconds (user and system) per 10⁹ payload bytes",
     "rate": "rate: open, one round trip, close; CPU time per tunnel",
     "latency": "latency: from when a message was due until it was answered; CPU time per message",
     "idle": "idle: proportional set size of the relay",
+    "udp": "udp: datagrams at an offered rate; CPU time per datagram and direction",
 }
 
 
@@ -75,7 +89,7 @@ def _lines(kind: str, results: Sequence[Result]) -> list[str]:
     rows += [[str(show(result)) for _, show in columns] for result in results]
     widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
     # Names to the left, numbers to the right.
-    names = 3 if kind == "bulk" else 2
+    names = 3 if kind in ("bulk", "udp") else 2
     return [
         "  ".join(
             cell.ljust(width) if index < names else cell.rjust(width)
@@ -87,7 +101,7 @@ def _lines(kind: str, results: Sequence[Result]) -> list[str]:
 
 def dearer(result: Result) -> bool:
     """Whether the client cost more CPU than the relay, so that it may have been the bottleneck."""
-    if result["kind"] not in ("bulk", "rate") or result["mode"] == "direct" or result["relay_cpu_s"] is None:
+    if result["kind"] not in ("bulk", "rate", "udp") or result["mode"] == "direct" or result["relay_cpu_s"] is None:
         return False
     return bool(result["client_cpu_s"] > result["relay_cpu_s"])
 
@@ -109,4 +123,10 @@ def render(results: Sequence[Result]) -> str:
     lost = sum(result.get("unanswered", 0) for result in results)
     if lost:
         parts.append(f"{lost} messages were never answered; they count as they stood at the end")
+    dropped = sum(result.get("client_dropped", 0) for result in results)
+    if dropped:
+        parts.append(f"{dropped} of the lost datagrams were dropped by the client, whose connection could not take more")
+    dropped = sum(result.get("origin_dropped", 0) for result in results)
+    if dropped:
+        parts.append(f"{dropped} of the lost datagrams reached the origin's host, which had no room for them")
     return "\n\n".join(parts)

@@ -93,6 +93,14 @@ impl DatagramPathSender {
 }
 
 impl DatagramPathReceiver {
+    /// Datagrams that came and were dropped, because nobody took them in time.
+    pub(super) fn dropped(&self) -> u64 {
+        match self {
+            Self::Tunnel(receiver, _) => receiver.dropped(),
+            Self::Udp(..) => 0,
+        }
+    }
+
     /// Waits for datagrams and hands each of them to `take`. Safe to drop and call again.
     pub(super) async fn receive(&mut self, mut take: impl FnMut(&[u8])) -> Result<(), Failure> {
         match self {

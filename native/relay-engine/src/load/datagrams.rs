@@ -167,6 +167,8 @@ pub(super) struct Window {
     pub(super) received: u64,
     pub(super) reordered: u64,
     pub(super) duplicates: u64,
+    /// Dropped by the receiver, because nobody took them in time.
+    pub(super) unread: u64,
 }
 
 impl Window {

@@ -114,7 +114,7 @@ pub enum Course {
     /// To the origin.
     Up,
     /// To the origin and back.
-    Both,
+    Echo,
 }
 
 /// How the gateway is asked for a tunnel.

@@ -1,6 +1,7 @@
 //! Datagrams at an offered rate: how many arrive, and what each costs.
 
 use std::cell::{Cell, RefCell};
+use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,8 +32,8 @@ struct Tally {
     offered: u64,
     /// Those that left.
     sent: u64,
-    /// Those that left and found no room in the client's own connection.
-    crowded_out: u64,
+    /// Those that found no room in the client itself, on their way out or in.
+    client_dropped: u64,
     received: u64,
     reordered: u64,
     duplicates: u64,
@@ -49,7 +50,7 @@ impl Tally {
         Ok(Self {
             offered: 0,
             sent: 0,
-            crowded_out: 0,
+            client_dropped: 0,
             received: 0,
             reordered: 0,
             duplicates: 0,
@@ -63,6 +64,7 @@ impl Tally {
         self.received += window.received;
         self.reordered += window.reordered;
         self.duplicates += window.duplicates;
+        self.client_dropped += window.unread;
     }
 }
 
@@ -135,7 +137,7 @@ impl Workload for Udp {
         let task = Task::new(share, lanes.len())?;
         let lanes = std::mem::take(lanes);
         match task.course {
-            Course::Up | Course::Both => out(share, task, lanes).await,
+            Course::Up | Course::Echo => out(share, task, lanes).await,
             Course::Down => down(share, task, lanes).await,
         }
     }
@@ -190,7 +192,7 @@ async fn out(share: &Share, task: Task, lanes: Vec<Lane>) -> Result<Tally, Failu
         senders.push((lane.path.sender, 0));
         receivers.push(lane.path.receiver);
     }
-    let back = task.course == Course::Both;
+    let back = task.course == Course::Echo;
     let answers = Rc::new(RefCell::new(histogram()?));
     let returning = receivers.into_iter().map(|mut receiver| {
         let (answers, progress) = (answers.clone(), share.progress.clone());
@@ -209,6 +211,7 @@ async fn out(share: &Share, task: Task, lanes: Vec<Lane>) -> Result<Tally, Failu
                     result?;
                 }
             }
+            window.unread = receiver.dropped();
             Ok((receiver, window))
         }
     });
@@ -263,7 +266,7 @@ async fn send(
 ) -> Result<(), Failure> {
     let timer = Timer::new()?;
     let origin = pace.clone();
-    let kind = if task.course == Course::Both {
+    let kind = if task.course == Course::Echo {
         b'e'
     } else {
         b'k'
@@ -272,14 +275,13 @@ async fn send(
     let mut turn = 0;
     let lanes = senders.len();
     while !pace.is_over() {
-        timer.until(pace.wake(Instant::now())).await?;
+        let wake = pace.wake(Instant::now());
+        timer.until(wake).await?;
         let now = Instant::now();
         let (count, due) = pace.take(now);
-        if count > 0 {
-            tally
-                .late
-                .saturating_record(nanoseconds(now.saturating_duration_since(due)));
-        }
+        tally
+            .late
+            .saturating_record(nanoseconds(now.saturating_duration_since(wake)));
         let (each, more) = (count as usize / lanes, count as usize % lanes);
         for index in 0..lanes.min(count as usize) {
             let (sender, number) = &mut senders[(turn + index) % lanes];
@@ -306,7 +308,7 @@ async fn send(
             }
             *number += sent.sent as u64;
             tally.sent += sent.sent as u64;
-            tally.crowded_out += sent.crowded_out as u64;
+            tally.client_dropped += sent.crowded_out as u64;
         }
         turn = (turn + more) % lanes;
         if task.course == Course::Up {
@@ -365,6 +367,7 @@ async fn down(share: &Share, task: Task, lanes: Vec<Lane>) -> Result<Tally, Fail
             if let Ok(result) = timeout_at((end + GRACE).into(), receive).await {
                 result?;
             }
+            window.unread = lane.path.receiver.dropped();
             let counts = counts(&mut lane.path, task.run).await?;
             lane.path.end().await;
             Ok((order.count, window, counts, lane.dropped))
@@ -430,12 +433,14 @@ pub(super) fn run(
     else {
         return Err(usage("the plan sends no datagrams"));
     };
+    let before = host_dropped();
     let outcome = drive::<Udp>(plan, progress)?;
+    let dropped = host_dropped().saturating_sub(before);
     let mut all = Tally::new()?;
     for tally in &outcome.tallies {
         all.offered += tally.offered;
         all.sent += tally.sent;
-        all.crowded_out += tally.crowded_out;
+        all.client_dropped += tally.client_dropped;
         all.received += tally.received;
         all.reordered += tally.reordered;
         all.duplicates += tally.duplicates;
@@ -460,15 +465,16 @@ pub(super) fn run(
     report.put("loss_percent", percent(lost, all.sent));
     report.put("reordered", all.reordered);
     report.put("duplicates", all.duplicates);
-    report.put("client_dropped", all.crowded_out);
+    report.put("client_dropped", all.client_dropped);
     report.put("origin_dropped", all.origin_dropped);
+    report.put("host_dropped", dropped);
     report.put("received_s", all.received as f64 / seconds);
     report.put(
         "gbit_s",
         (all.received * size as u64) as f64 * 8e-9 / seconds,
     );
     let mut carried = all.sent;
-    if direction == Course::Both {
+    if direction == Course::Echo {
         // There and back.
         carried += all.received;
         report.distribution("latency_us", &all.answers);
@@ -476,4 +482,19 @@ pub(super) fn run(
     report.distribution("client_late_us", &all.late);
     report.cost_per("datagram", carried as f64);
     Ok(report.finish())
+}
+
+/// Messages over IPv4, each perhaps of many datagrams, that this host's kernel had no room for at any socket.
+fn host_dropped() -> u64 {
+    let text = fs::read_to_string("/proc/net/snmp").unwrap_or_default();
+    let mut lines = text.lines().filter(|line| line.starts_with("Udp: "));
+    let (names, values) = (
+        lines.next().unwrap_or_default(),
+        lines.next().unwrap_or_default(),
+    );
+    let found = names.split(' ').zip(values.split(' '));
+    found
+        .filter(|(name, _)| *name == "RcvbufErrors")
+        .find_map(|(_, value)| value.parse().ok())
+        .unwrap_or(0)
 }

@@ -22,6 +22,7 @@ use quinn_proto::{
     ServerConfig, Transmit,
 };
 use quinn_udp::RecvMeta;
+use socket2::SockRef;
 use tokio::task::spawn_local;
 use tokio::time::{Sleep, sleep_until};
 
@@ -34,6 +35,9 @@ const RECEIVES: usize = 2;
 const SENDS: usize = 4;
 /// Turns to write that are given before what was written is sent: packets of several chunks fill batches better than those of each.
 const GATHERED: u8 = 3;
+
+/// Receive and send buffer asked for a client's socket; the kernel may give less.
+const KERNEL_BUFFER: usize = 4 << 20;
 
 /// An endpoint. Its task ends when the last handle and all connections are gone.
 #[derive(Clone)]
@@ -123,6 +127,9 @@ impl Endpoint {
     /// There is no such socket to be had.
     pub fn client(local: SocketAddr) -> io::Result<Self> {
         let socket = std::net::UdpSocket::bind(local)?;
+        // As much as the system permits: datagrams of tunnels come at their own pace.
+        let _ = SockRef::from(&socket).set_recv_buffer_size(KERNEL_BUFFER);
+        let _ = SockRef::from(&socket).set_send_buffer_size(KERNEL_BUFFER);
         Self::new(socket, EndpointConfig::default(), None)
     }
 
