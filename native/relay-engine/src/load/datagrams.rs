@@ -14,6 +14,7 @@
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
@@ -230,6 +231,12 @@ impl Pace {
         self.start + Duration::from_secs_f64(number as f64 * self.interval)
     }
 
+    /// When a datagram leaves, if all goes well: at the first tick on which it is due. From the start.
+    pub(super) fn leaves(&self, number: u64) -> Duration {
+        let ticks = (number as f64 * self.interval / TICK.as_secs_f64()).ceil();
+        TICK * ticks as u32
+    }
+
     pub(super) fn start(&self) -> Instant {
         self.start
     }
@@ -243,19 +250,16 @@ impl Pace {
         self.next == self.count
     }
 
-    /// How many are to be sent now, and when the first of them was due.
-    pub(super) fn take(&mut self, now: Instant) -> (u64, Instant) {
+    /// Those that are to be sent now.
+    pub(super) fn take(&mut self, now: Instant) -> Range<u64> {
         let passed = now.saturating_duration_since(self.start).as_secs_f64();
         let due = ((passed / self.interval) as u64 + 1).min(self.count);
         let due = if now < self.start { 0 } else { due }.max(self.next);
         let most = (BACKLOG.as_secs_f64() / self.interval).ceil() as u64;
         let late = (due - self.next).saturating_sub(most.max(1));
         self.skipped += late;
-        self.next += late;
-        let first = self.due(self.next);
-        let taken = due - self.next;
-        self.next = due;
-        (taken, first)
+        let first = std::mem::replace(&mut self.next, due) + late;
+        first..due
     }
 
     /// When to look again.
@@ -389,14 +393,17 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(start, 1000.0, 100);
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
-        assert_eq!(pace.take(at(0)).0, 1);
+        assert_eq!(pace.take(at(0)), 0..1);
         assert_eq!(pace.wake(at(0)), at(1));
-        assert_eq!(pace.take(at(3)), (3, at(1)));
-        assert_eq!((pace.take(at(63)).0, pace.skipped), (10, 50));
+        assert_eq!(pace.take(at(3)), 1..4);
+        assert_eq!((pace.take(at(63)), pace.skipped), (54..64, 50));
         assert!(!pace.is_over());
-        assert_eq!(pace.take(at(500)).0, 10);
+        assert_eq!(pace.take(at(500)), 90..100);
         assert!(pace.is_over());
         assert_eq!(pace.skipped, 76);
+        let often = Pace::new(start, 2500.0, 10);
+        let leave: Vec<_> = (0..6).map(|it| often.leaves(it).as_millis()).collect();
+        assert_eq!(leave, [0, 1, 1, 2, 2, 2]);
         assert_eq!(pace.end(), at(100));
     }
 

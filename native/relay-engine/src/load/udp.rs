@@ -265,7 +265,6 @@ async fn send(
     progress: &Arc<Progress>,
 ) -> Result<(), Failure> {
     let timer = Timer::new()?;
-    let origin = pace.clone();
     let kind = if task.course == Course::Echo {
         b'e'
     } else {
@@ -275,13 +274,14 @@ async fn send(
     let mut turn = 0;
     let lanes = senders.len();
     while !pace.is_over() {
-        let wake = pace.wake(Instant::now());
-        timer.until(wake).await?;
+        timer.until(pace.wake(Instant::now())).await?;
         let now = Instant::now();
-        let (count, due) = pace.take(now);
-        tally
-            .late
-            .saturating_record(nanoseconds(now.saturating_duration_since(wake)));
+        let mut due = pace.take(now);
+        let count = due.end - due.start;
+        if count > 0 {
+            let late = now.saturating_duration_since(pace.start() + pace.leaves(due.start));
+            tally.late.saturating_record(nanoseconds(late));
+        }
         let (each, more) = (count as usize / lanes, count as usize % lanes);
         for index in 0..lanes.min(count as usize) {
             let (sender, number) = &mut senders[(turn + index) % lanes];
@@ -289,12 +289,12 @@ async fn send(
             while batch.len() < size {
                 batch.push(vec![b'.'; task.size]);
             }
-            for (datagram, number) in batch[..size].iter_mut().zip(*number..) {
+            for ((datagram, number), due) in batch[..size].iter_mut().zip(*number..).zip(&mut due) {
                 let header = Header {
                     kind,
                     run: task.run,
                     number,
-                    due: nanoseconds(due.saturating_duration_since(origin.start())),
+                    due: nanoseconds(pace.leaves(due)),
                 };
                 header.put(datagram);
             }

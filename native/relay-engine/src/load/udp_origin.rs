@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::datagrams::{Counts, Header, Order, Pace, Socket, Window};
+use super::report::nanoseconds;
 use crate::sys::timer::Timer;
 
 /// Senders that are remembered.
@@ -21,7 +22,6 @@ pub(super) async fn serve(socket: Socket) -> io::Result<()> {
     let mut origin = Origin {
         port: socket.address()?.port(),
         secret: RandomState::new(),
-        start: Instant::now(),
         senders: HashMap::new(),
         streams: Vec::new(),
         contents: Vec::new(),
@@ -65,7 +65,6 @@ struct Stream {
 struct Origin {
     port: u16,
     secret: RandomState,
-    start: Instant,
     senders: HashMap<SocketAddr, Sender>,
     streams: Vec<Stream>,
     contents: Vec<u8>,
@@ -165,14 +164,15 @@ impl Origin {
         let now = Instant::now();
         let mut streams = std::mem::take(&mut self.streams);
         for stream in &mut streams {
-            let (count, due) = stream.pace.take(now);
+            let due = stream.pace.take(now);
+            let count = due.end - due.start;
             let size = stream.order.size as usize;
             self.contents.resize(size * count as usize, b'.');
             let mut header = Header {
                 kind: b'd',
                 run: stream.order.run,
                 number: stream.number,
-                due: due.saturating_duration_since(self.start).as_nanos() as u64,
+                due: nanoseconds(stream.pace.leaves(due.start)),
             };
             for datagram in self.contents.chunks_mut(size) {
                 header.put(datagram);
