@@ -93,7 +93,7 @@ def rounds(wanted: list[Probe], count: int, found: Figures) -> None:
                 print(f"{probe.name}: left out: {error}", file=sys.stderr, flush=True)
                 continue
             found.add(probe, value)
-            print(f"round {number}  {probe.name:28} {value:8.2f} {probe.unit}", flush=True)
+            print(f"round {number}  {probe.name:34} {value:8.2f} {probe.unit}", flush=True)
 
 
 def arguments() -> argparse.Namespace:

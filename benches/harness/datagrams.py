@@ -55,16 +55,15 @@ class Loads:
             "pids": list(tree(cell.pid)),
         }
         report = planned(self.program, plan, self.timeout)
+        if report["received"] == 0:
+            raise BenchError("no datagram arrived")
         if report["unsent_percent"] > MOST_UNSENT:
             raise BenchError(f"{report['unsent_percent']:.1f} % of {rate} datagrams a second could not be offered in time")
         return report
 
     def cost(self, cell: Cell, direction: str, flows: int) -> float:
         """CPU microseconds of the proxy per datagram."""
-        report = self.run(cell, direction, STEADY, flows)
-        if report["received"] == 0:
-            raise BenchError("no datagram arrived")
-        return float(report["relay_us_per_datagram"])
+        return float(self.run(cell, direction, STEADY, flows)["relay_us_per_datagram"])
 
     def loss(self, cell: Cell, direction: str) -> float:
         """Per cent of the datagrams that did not arrive."""

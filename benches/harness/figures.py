@@ -44,7 +44,7 @@ def verdicts(figures: Figures) -> list[str]:
         found = mark.value(figures.values)
         if found is not None:
             verdict = "met" if found <= mark.limit else "MISSED"
-            lines.append(f"{mark.label:38} {found:8.2f} {mark.unit:3} (mark {bound(mark)}) {verdict}")
+            lines.append(f"{mark.label:40} {found:8.2f} {mark.unit:3} (mark {bound(mark)}) {verdict}")
     return lines
 
 
@@ -54,10 +54,10 @@ def bound(mark: Mark) -> str:
 
 def table(figures: Figures) -> str:
     """Every figure: median, least and most of the rounds."""
-    lines = [f"{'':28} {'median':>8} {'least':>8} {'most':>8}"]
+    lines = [f"{'':34} {'median':>8} {'least':>8} {'most':>8}"]
     for name, values in figures.values.items():
         lines.append(
-            f"{name:28} {statistics.median(values):8.2f} {min(values):8.2f} {max(values):8.2f} {figures.units[name]}"
+            f"{name:34} {statistics.median(values):8.2f} {min(values):8.2f} {max(values):8.2f} {figures.units[name]}"
         )
     return "\n".join(lines)
 

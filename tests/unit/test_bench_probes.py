@@ -7,7 +7,9 @@ import statistics
 from pathlib import Path
 
 import pytest
-from harness import figures, probes, stacks
+from compare import compare_figures
+from harness import datagrams, figures, probes, stacks
+from harness.cells import Cell
 from harness.probes import Gateway, Loads, Mark, Probe
 
 # As perf prints them, innermost function first.
@@ -103,3 +105,29 @@ def test_every_mark_has_its_probes_and_a_verdict(tmp_path: Path) -> None:
     saved = json.loads(figures.save(found, tmp_path).read_text())
     assert statistics.median(saved["values"]["open h2 rules"]) == 2.0
     assert {mark["label"] for mark in saved["marks"]} == {mark.label for mark in marks}
+
+
+def test_marks_of_datagrams_have_their_probes_and_are_compared(tmp_path: Path) -> None:
+    cells = [Cell(peer, "h3", "connect-udp", "127.0.0.1:1", 1) for peer in ("capsule-relay", "masque-go")]
+    cells.append(Cell("capsule-relay", "h2", "connect-udp", "127.0.0.1:1", 1))
+    loads = datagrams.Loads(Path("relay-load"), "127.0.0.1:3", "", 1.0)
+    known = list(datagrams.probes(loads, cells))
+    names = [probe.name for probe in known]
+    assert len(set(names)) == len(names) == 3 * 2 * 3
+    marks = list(datagrams.marks())
+    assert {name for mark in marks for name in (mark.figure, mark.base) if name} <= set(names)
+    runs = []
+    for day, factor in ((1, 1.0), (2, 2.0)):
+        found = figures.Figures(f"2026-01-0{day}T00:00:00Z", "abc", {}, {}, "relay 0", kind="udp", marks=marks)
+        for probe in known:
+            for value in (2.0, 2.01, 2.02):
+                found.add(probe, value * (factor if probe.name == "h3 up 1 flow capsule-relay" else 1.0))
+        path = figures.save(found, tmp_path)
+        assert path.name.startswith("udp-")
+        runs.append(figures.load(path))
+        assert runs[-1] == found
+        # Two microseconds are cheap enough, two per cent are too many lost, and as dear as others is too dear.
+        told = [line for line in figures.verdicts(found) if line.endswith("MISSED")]
+        assert len(told) == 4 + 4 + (day == 2)
+    changed = [change for change in compare_figures(*runs) if change.verdict]
+    assert [(change.name.strip(), change.verdict) for change in changed] == [("h3 up 1 flow capsule-relay", "WORSE")]
