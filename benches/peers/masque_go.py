@@ -22,7 +22,8 @@ def start(site: Site) -> Started:
     program = str(from_go(site.cache, source, "masque-relay", PACKAGE))
     address = free_address(socket.SOCK_DGRAM)
     path = "/masque?h={target_host}&p={target_port}"
-    command = [program, "-t", f"https://localhost:{address.rsplit(':', 1)[1]}{path}", "-b", address, "-c", str(site.certificate), "-k", str(site.key)]
+    resource = f"https://localhost:{address.rsplit(':', 1)[1]}{path}"
+    command = [program, "-t", resource, "-b", address, "-c", str(site.certificate), "-k", str(site.key)]
     pid = site.serve(command, [], site.home(NAME))
     cell = Cell(NAME, "h3", "connect-udp", address, pid, template=path)
     return Started("v0.5.0", [], note="connect-udp over h3 only", datagrams=[cell])

@@ -253,7 +253,7 @@ def idle(hold: float, **given: Any) -> None:
 def udp(direction: str, seconds: float, rate: float, size: int, **given: Any) -> None:
     """Send datagrams at an offered rate, and count those that arrive.
 
-    They leave by a timetable, a millisecond's worth at a time. What could not leave within ten milliseconds counts as unsent.
+    They leave by a timetable, a millisecond's worth at a time; what could not leave within ten milliseconds is unsent.
     """
     directions = ("down", "up") if direction == "both" else (direction,)
     works = [{"kind": "udp", "direction": one, "seconds": seconds, "rate": rate, "size": size} for one in directions]

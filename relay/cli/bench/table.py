@@ -125,7 +125,7 @@ def render(results: Sequence[Result]) -> str:
         parts.append(f"{lost} messages were never answered; they count as they stood at the end")
     dropped = sum(result.get("client_dropped", 0) for result in results)
     if dropped:
-        parts.append(f"{dropped} of the lost datagrams were dropped by the client, whose connection could not take more")
+        parts.append(f"{dropped} of the lost datagrams were dropped by the client, which had no room for them")
     dropped = sum(result.get("origin_dropped", 0) for result in results)
     if dropped:
         parts.append(f"{dropped} of the lost datagrams reached the origin's host, which had no room for them")
