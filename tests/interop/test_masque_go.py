@@ -1,17 +1,23 @@
-"""masque-go as a client of connect-udp: quic-go's QUIC, HTTP/3 and datagrams."""
+"""masque-go as a client of connect-udp: quic-go's QUIC, HTTP/3 and datagrams, and HTTP/3 inside it."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peers.lossy_link import losing
 from peers.model import TOKEN
+from peers.pki import Authority
 from peers.process import RelayProcess
 from peers.target import unused_port
 from peers.udp import TEMPLATE, UdpTarget
@@ -19,6 +25,7 @@ from peers.udp import TEMPLATE, UdpTarget
 SOURCE = Path(__file__).parent / "go" / "masque"
 GO = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
 SIZES = (0, 1, 1200, 1350)
+SIZE = 20 << 20
 
 
 def go(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +50,7 @@ def client() -> Path:
     return program
 
 
-async def reports(program: Path, relay: RelayProcess, *targets: str) -> list[dict[str, Any]]:
+async def reports(program: Path, relay: RelayProcess, *arguments: str) -> list[dict[str, Any]]:
     """What the client says of each target."""
     endpoint = relay.endpoint("h3")
     process = await asyncio.create_subprocess_exec(
@@ -52,7 +59,7 @@ async def reports(program: Path, relay: RelayProcess, *targets: str) -> list[dic
         "-authority", str(endpoint.authority_file),
         "-token", TOKEN,
         "-sizes", ",".join(map(str, SIZES)),
-        *targets,
+        *arguments,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, errors = await process.communicate()
@@ -75,3 +82,37 @@ async def test_a_refusal_arrives_and_harms_no_neighbour(relay: RelayProcess, cli
         assert refused["status"] == 403
         assert "destination_ip_prohibited" in refused["proxy_status"]
         assert tuple(accepted["echoed"]) == SIZES
+
+
+@contextmanager
+def origin(program: Path, directory: Path, authority: Authority) -> Iterator[str]:
+    """Host and port of quic-go's server."""
+    chain, key = authority.server("origin")
+    process = subprocess.Popen(
+        [program, "-serve", directory, "-certificate", chain, "-key", key],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield f"127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.stdin.close()
+        process.wait(timeout=5)
+        process.stdout.close()
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("loss", [0.0, 0.01], ids=["lossless", "1 % loss"])
+async def test_a_download_over_http3_inside(
+    relay: RelayProcess, client: Path, authority: Authority, tmp_path: Path, loss: float
+) -> None:
+    page = random.Random(5).randbytes(SIZE)
+    (tmp_path / "page").write_bytes(page)
+    endpoint = relay.endpoint("h3")
+    with origin(client, tmp_path, authority) as target, losing(loss, endpoint.host, endpoint.port) as port:
+        (report,) = await reports(client, relay, "-fetch", "/page", "-dial", f"127.0.0.1:{port}", target)
+    assert report["bytes"] == SIZE
+    assert report["digest"] == hashlib.sha256(page).hexdigest()
+    rate = SIZE * 8 / report["seconds"] / 1e6
+    print(f"\n  {loss:.0%} loss: {SIZE:,} bytes in {report['seconds']:.2f} s, {rate:.1f} Mbit/s of goodput")

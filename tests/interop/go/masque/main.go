@@ -31,6 +31,10 @@ type Report struct {
 	Error       string `json:"error"`
 	// Echoed are the sizes that came back whole, in bytes.
 	Echoed []int `json:"echoed"`
+	// Digest is the SHA-256 of what was fetched, Bytes how much that was, and Seconds how long it took.
+	Digest  string  `json:"digest"`
+	Bytes   int64   `json:"bytes"`
+	Seconds float64 `json:"seconds"`
 }
 
 func main() {
@@ -38,8 +42,17 @@ func main() {
 	authority := flag.String("authority", "", "file of the trusted authority")
 	token := flag.String("token", "", "bearer token")
 	sizes := flag.String("sizes", "", "payloads to send, in bytes, with commas between them")
+	path := flag.String("fetch", "", "path of a page to fetch from the target over HTTP/3, and nothing else")
+	dial := flag.String("dial", "", "where the relay is reached, if not at the template's host and port")
+	serve := flag.String("serve", "", "be an HTTP/3 origin of this directory instead")
+	chain := flag.String("certificate", "", "certificate chain of the origin")
+	key := flag.String("key", "", "its key")
 	flag.Parse()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	if *serve != "" {
+		check(origin(*serve, *chain, *key))
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	pem, err := os.ReadFile(*authority)
 	check(err)
@@ -47,9 +60,10 @@ func main() {
 	roots.AppendCertsFromPEM(pem)
 	relay, err := uritemplate.New(*template)
 	check(err)
-	first, err := masque.NewRequest(ctx, relay, flag.Arg(0))
-	check(err)
 	address, _, _ := strings.Cut(strings.TrimPrefix(*template, "https://"), "/")
+	if *dial != "" {
+		address = *dial
+	}
 	// The largest packet that the library tries, at once: payloads of 1,350 bytes need it.
 	conn, err := quic.DialAddr(ctx, address,
 		&tls.Config{RootCAs: roots, NextProtos: []string{http3.NextProtoH3}},
@@ -60,12 +74,9 @@ func main() {
 	check(err)
 	// All tunnels share the connection, and live side by side.
 	out := json.NewEncoder(os.Stdout)
-	for number, target := range flag.Args() {
-		request := first
-		if number > 0 {
-			request, err = masque.NewRequest(ctx, relay, target)
-			check(err)
-		}
+	for _, target := range flag.Args() {
+		request, err := masque.NewRequest(ctx, relay, target)
+		check(err)
 		request.Header().Set("Authorization", "Bearer "+*token)
 		tunnel, answer, err := client.Dial(request)
 		report := Report{Target: target, Echoed: []int{}}
@@ -78,6 +89,11 @@ func main() {
 			continue
 		}
 		defer tunnel.Close()
+		if *path != "" {
+			check(report.fetch(ctx, tunnel, roots, "https://"+target+*path))
+			check(out.Encode(report))
+			continue
+		}
 		for _, text := range strings.Split(*sizes, ",") {
 			size, err := strconv.Atoi(text)
 			check(err)
