@@ -10,6 +10,7 @@ from peers.capsule import capsule, grease, varint
 from peers.h3 import H3Session
 from peers.matrix import MALFORMED, STREAMED, TRANSPORTS, connect
 from peers.model import CLEAN, End, tunnel_request
+from peers.packets import Packets
 from peers.process import RelayProcess, StartRelay, until
 from peers.target import Target, unused_port
 from peers.udp import DATAGRAM, Datagrams, UdpTarget, udp_request
@@ -212,14 +213,8 @@ async def test_a_reset_closes_the_tunnel(relay: RelayProcess, transport: str) ->
 # = rfc9298 §3.1 no-fragments
 # = rfc9298 §6.2 ecn
 async def test_packets_to_the_target_are_marked_as_they_must_be(relay: RelayProcess) -> None:
-    try:
-        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(0x0800))
-    except PermissionError:
-        pytest.skip("reading packets takes privileges")
-    with wire:
-        wire.bind(("lo", 0))
-        wire.settimeout(10)
-        async with UdpTarget() as target, opened(relay, "h2", "capsule", target) as flow:
+    async with UdpTarget() as target, opened(relay, "h2", "capsule", target) as flow:
+        with Packets(target.port) as packets:
             await flow.send(b"marked how?")
             _, source = await target.receive()
             target.socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0b11)
@@ -227,13 +222,5 @@ async def test_packets_to_the_target_are_marked_as_they_must_be(relay: RelayProc
             assert await flow.receive() == b"congested"
             await flow.send(b"and now?")
             await target.receive()
-            seen = []
-            while len(seen) < 2:
-                packet = wire.recv(65535)[14:]
-                header = (packet[0] & 0xF) * 4
-                if packet[9] == socket.IPPROTO_UDP and packet[header + 2 : header + 4] == target.port.to_bytes(
-                    2, "big"
-                ):
-                    seen.append((packet[6] & 0x40, packet[1] & 0b11))
-            # Each packet shows on its way out and on its way in.
-            assert set(seen) == {(0x40, 0)}
+            seen = [packets.next(), packets.next()]
+        assert {(packet[6] & 0x40, packet[1] & 0b11) for packet in seen} == {(0x40, 0)}
