@@ -481,3 +481,20 @@ async def test_one_log_line_a_tunnel(launch: StartRelay, transport: str, protoco
         assert protocol.removesuffix("-12") in entry
     relay.stop()
     assert len(relay.log()) == 1
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_the_log_has_every_tunnel_that_a_second_sigterm_ended(
+    launch: StartRelay, transport: str, attempt: int
+) -> None:
+    tunnels = 8
+    relay = launch(limits={"drain_timeout": "60s"})
+    async with Target() as target:
+        sessions = [(await open_flow(relay, transport, target))[0] for _ in range(tunnels)]
+        relay.signal(signal.SIGTERM)
+        assert await until(lambda: "draining" in relay.stderr())
+        relay.signal(signal.SIGTERM)
+        assert await exit_code(relay) == 0
+        assert [record["end"] for record in relay.log()] == ["relay stopping"] * tunnels
+        for session in sessions:
+            await session.close()

@@ -263,11 +263,12 @@ impl Engine {
     /// Ends everything now and waits for the threads. Once is enough; more does no harm.
     pub fn close(&self) {
         self.advance(Phase::Stopping);
-        let threads =
-            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
+        // Whoever comes second, as the drain does that was told to hurry, waits as well: the threads have lines to log until they end.
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
             let _ = thread.join();
         }
+        drop(threads);
         // Behind a reload that is on its way, which may open another log.
         let mut reloads = self.reloads.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.log.load().close();
