@@ -8,10 +8,12 @@ use h2::ext::Protocol;
 use h2::{Ping, PingPong};
 use http::{Method, Request, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::pool::Allowance;
+use crate::transport::h2::gather::gather;
 use crate::transport::h2::{H2Recv, H2Send, UNSENT};
 use crate::transport::tls::connect;
 
@@ -50,20 +52,30 @@ impl Connection {
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let (requests, mut connection) = Builder::new()
+        let mut builder = Builder::new();
+        builder
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(max_frame)
             .max_header_list_size(32 << 10)
             .max_send_buffer_size(256 << 10)
-            .enable_push(false)
-            .handshake(io)
-            .await?;
-        let ping = connection.ping_pong();
-        spawn_local(async move {
-            // Its end shows on every stream.
-            let _ = connection.await;
-        });
+            .enable_push(false);
+        let (tell, told) = oneshot::channel();
+        spawn_local(gather(io, |io| async move {
+            match builder.handshake(io).await {
+                Ok((requests, mut connection)) => {
+                    let _ = tell.send(Ok((requests, connection.ping_pong())));
+                    // Its end shows on every stream.
+                    let _ = connection.await;
+                }
+                Err(error) => {
+                    let _ = tell.send(Err(error));
+                }
+            }
+        }));
+        let told = told.await;
+        let (requests, ping) =
+            told.map_err(|_| Error::Protocol("the connection was given up"))??;
         // SETTINGS are the first frame of the server, so a PONG comes after them; extended CONNECT depends on them.
         if let Some(ping) = ping {
             settled(ping).await?;

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 
 use bytes::{Bytes, BytesMut};
 use capsule_core::capsule::{MAX_HEADER, encode_header, types};
@@ -290,14 +290,13 @@ async fn down<S: SendHalf, O: Outside>(tunnel: &Tunnel<'_, O>, send: &mut S) -> 
         let event = next(tunnel, send, length, answers.is_empty()).await;
         let moved = match event {
             Ok(Event::Room(room)) => match answers.pop_front().or_else(|| waiting.pop_front()) {
-                Some(filled) => forward(tunnel, send, filled, room).await,
+                Some(filled) => {
+                    let sending = pin!(forward(tunnel, send, filled, room));
+                    meanwhile(tunnel, sending, &mut waiting).await
+                }
                 None => Ok(0),
             },
-            Ok(Event::Arrived) => match &tunnel.flow {
-                Some(flow) if let Some(room) = flow.room() => by_datagrams(tunnel, flow, room),
-                _ => by_capsules(tunnel, &mut waiting),
-            }
-            .map(|bytes| bytes + CALL),
+            Ok(Event::Arrived) => receive(tunnel, &mut waiting),
             Ok(Event::Answers) => {
                 for piece in tunnel.outside.answers().chunks(PAYLOAD) {
                     let mut filled = Filled::empty();
@@ -315,6 +314,44 @@ async fn down<S: SendHalf, O: Outside>(tunnel: &Tunnel<'_, O>, send: &mut S) -> 
             Err(ended) => return ended,
         }
     }
+}
+
+/// Sends to the end, and meanwhile receives: what a slow client has no room for makes room itself, the oldest first.
+async fn meanwhile<O: Outside>(
+    tunnel: &Tunnel<'_, O>,
+    mut sending: Pin<&mut impl Future<Output = Result<usize, Ended>>>,
+    waiting: &mut VecDeque<Filled>,
+) -> Result<usize, Ended> {
+    let mut moved = 0;
+    loop {
+        let readable = match select(sending.as_mut(), pin!(tunnel.outside.readable())).await {
+            Either::Left((sent, _)) => return sent.map(|_| moved),
+            Either::Right((readable, _)) => readable,
+        };
+        let received = readable.map_err(|_| Ended::Unreachable);
+        match received.and_then(|()| receive(tunnel, waiting)) {
+            Ok(bytes) => moved += bytes,
+            Err(ended) => {
+                // A capsule that is begun is finished, or the stream is not ended as if it were.
+                return match timeout(FLUSH, sending).await {
+                    Ok(_) => Err(ended),
+                    Err(_) => Err(Ended::TargetGone),
+                };
+            }
+        }
+    }
+}
+
+/// Receives a batch, which leaves at once or waits; what that counts for in a turn.
+fn receive<O: Outside>(
+    tunnel: &Tunnel<'_, O>,
+    waiting: &mut VecDeque<Filled>,
+) -> Result<usize, Ended> {
+    let received = match &tunnel.flow {
+        Some(flow) if let Some(room) = flow.room() => by_datagrams(tunnel, flow, room),
+        _ => by_capsules(tunnel, waiting),
+    };
+    received.map(|bytes| bytes + CALL)
 }
 
 /// Receives a batch and sends it on in QUIC datagrams; how many bytes that were.

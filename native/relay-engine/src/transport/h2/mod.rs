@@ -1,5 +1,6 @@
 //! HTTP/2: a connection that carries many requests, each of which may become a tunnel.
 
+pub mod gather;
 mod window;
 
 use std::future::poll_fn;
@@ -21,6 +22,7 @@ use crate::transport::{
     CHUNKS, Exchange, FLUSH, Fault, Gone, Lost, Peer, RecvHalf, Refusal, RequestHead, SendHalf,
 };
 use crate::worker::Worker;
+use gather::gather;
 use window::{Meter, Window};
 
 /// The connection's window is never the bound: a stalled tunnel must not freeze its neighbours.
@@ -60,7 +62,19 @@ fn builder() -> Builder {
 }
 
 /// Serves a connection until it ends. The first request is to arrive before `until`.
-pub async fn serve<I>(worker: Rc<Worker>, peer: Peer, io: I, until: Instant)
+pub fn serve<I>(
+    worker: Rc<Worker>,
+    peer: Peer,
+    io: I,
+    until: Instant,
+) -> impl Future<Output = ()> + 'static
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    gather(io, |io| drive(worker, peer, io, until))
+}
+
+async fn drive<I>(worker: Rc<Worker>, peer: Peer, io: I, until: Instant)
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
