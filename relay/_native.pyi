@@ -50,6 +50,7 @@ class ProtocolRow(TypedDict):
     default_template: str | None
     on_by_default: bool
     can_bind: bool
+    can_mark: bool
     profiles: list[tuple[str, int, int]]
 
 def protocols() -> list[ProtocolRow]: ...

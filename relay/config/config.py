@@ -199,6 +199,7 @@ def _across(data: Any) -> list[tuple[tuple[str | int, ...], str]]:
             if _get(table, key) and not ((row is None or row["templated"]) and (key == "template" or tokens))
         ]
         found += _bind_faults(name, row, table)
+        found += _mark_faults(name, row, table)
         chosen = _get(table, "profiles")
         for number, token in enumerate(chosen if isinstance(chosen, list) else ()):
             if tokens and isinstance(token, str) and token not in tokens:
@@ -229,6 +230,16 @@ def _bind_faults(name: str, row: "_native.ProtocolRow | None", table: Any) -> li
             found.append((("protocols", name, "public_addresses", number), "expected one address of each family"))
         families.add(":" in str(address))
     return found
+
+
+def _mark_faults(name: str, row: "_native.ProtocolRow | None", table: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    marks, capsules = _get(table, "ecn_dscp"), _get(table, "ecn_dscp_capsules")
+    if row is not None and not row["can_mark"]:
+        given = (("ecn_dscp", marks), ("ecn_dscp_capsules", capsules))
+        return [(("protocols", name, key), f"{name} has no {key}: take it out") for key, value in given if value]
+    if capsules and not marks:
+        return [(("protocols", name, "ecn_dscp_capsules"), "needs ecn_dscp = true beside it")]
+    return []
 
 
 def _repeated_tokens(name: str, built_in: list[str], profiles: Any) -> list[tuple[tuple[str | int, ...], str]]:

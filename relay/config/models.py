@@ -146,6 +146,15 @@ class Auth(Section):
     tokens_file: TokensFile | None = None
 
 
+def _free_type(kind: int, info: ValidationInfo, first: str) -> int:
+    """A capsule type of one's own, and not that of the field ``first``."""
+    if kind == DATAGRAM or is_grease(kind):
+        raise ValueError("expected a capsule type that is neither 0 (DATAGRAM) nor reserved (0x29 * N + 0x17)")
+    if info.field_name != first and kind == info.data.get(first):
+        raise ValueError(f"expected another capsule type than that of {first}")
+    return kind
+
+
 class Profile(Section):
     """An upgrade token and the capsule types that go with it."""
 
@@ -156,11 +165,19 @@ class Profile(Section):
     @field_validator("data", "final_data")
     @classmethod
     def _free(cls, kind: int, info: ValidationInfo) -> int:
-        if kind == DATAGRAM or is_grease(kind):
-            raise ValueError("expected a capsule type that is neither 0 (DATAGRAM) nor reserved (0x29 * N + 0x17)")
-        if info.field_name == "final_data" and kind == info.data.get("data"):
-            raise ValueError("expected another capsule type than that of data")
-        return kind
+        return _free_type(kind, info, "data")
+
+
+class EcnDscpCapsules(Section):
+    """The types of the capsules that register contexts for ECN and DSCP; none are assigned yet."""
+
+    assign: int = Field(ge=0, le=2**62 - 1)
+    ack: int = Field(ge=0, le=2**62 - 1)
+
+    @field_validator("assign", "ack")
+    @classmethod
+    def _free(cls, kind: int, info: ValidationInfo) -> int:
+        return _free_type(kind, info, "assign")
 
 
 class Protocol(Section):
@@ -172,6 +189,8 @@ class Protocol(Section):
     profile: list[Profile] = []
     bind: bool = False
     public_addresses: list[values.Address] = []
+    ecn_dscp: bool = False
+    ecn_dscp_capsules: EcnDscpCapsules | None = None
 
 
 class Egress(Section):

@@ -113,9 +113,17 @@ def _protocols(config: "Config") -> dict[str, Any]:
                 "template": (table and table.template) or row["default_template"],
                 "profiles": _profiles(row, table),
                 "bind": {"public_addresses": table.public_addresses} if table is not None and table.bind else None,
+                "ecn_dscp": _ecn_dscp(table),
             }
         )
     return {"connect": connect, "templated": templated}
+
+
+def _ecn_dscp(table: Any) -> dict[str, Any] | None:
+    if table is None or not table.ecn_dscp:
+        return None
+    capsules = table.ecn_dscp_capsules
+    return {"capsules": capsules and capsules.model_dump()}
 
 
 def tokens_of(row: "_native.ProtocolRow") -> list[str]:
@@ -161,10 +169,14 @@ def effective(config: "Config") -> dict[str, Any]:
             described["bind"] = table.bind if table is not None else False
             if table is not None and table.bind:
                 described["public_addresses"] = table.public_addresses
+        if row["can_mark"]:
+            described["ecn_dscp"] = table.ecn_dscp if table is not None else False
+            if table is not None and table.ecn_dscp_capsules:
+                described["ecn_dscp_capsules"] = table.ecn_dscp_capsules.model_dump()
         tree["protocols"][row["name"]] = described
     for name, table in config.protocols.items():
         if name not in tree["protocols"]:
             tree["protocols"][name] = table.model_dump(
-                exclude_none=True, exclude={"profile", "bind", "public_addresses"}
+                exclude_none=True, exclude={"profile", "bind", "public_addresses", "ecn_dscp", "ecn_dscp_capsules"}
             )
     return tree

@@ -180,6 +180,36 @@ FAULTS = [
         "one address of each family",
     ),
     (
+        LISTENER + "[protocols.connect-tcp]\necn_dscp = true",
+        4,
+        "protocols.connect-tcp.ecn_dscp",
+        "connect-tcp has no ecn_dscp",
+    ),
+    (
+        LISTENER + "[protocols.connect-udp]\necn_dscp_capsules = {assign = 0x3b, ack = 0x3c}",
+        4,
+        "protocols.connect-udp.ecn_dscp_capsules",
+        "needs ecn_dscp = true",
+    ),
+    (
+        LISTENER + "[protocols.connect-udp]\necn_dscp = true\necn_dscp_capsules = {assign = 0x3b, ack = 0x3b}",
+        5,
+        "protocols.connect-udp.ecn_dscp_capsules.ack",
+        "another capsule type",
+    ),
+    (
+        LISTENER + "[protocols.connect-udp]\necn_dscp = true\necn_dscp_capsules = {assign = 0x17, ack = 0x3b}",
+        5,
+        "protocols.connect-udp.ecn_dscp_capsules.assign",
+        "nor reserved",
+    ),
+    (
+        LISTENER + "[protocols.connect-udp]\necn_dscp = true\necn_dscp_capsules = {assign = 0x3b}",
+        5,
+        "protocols.connect-udp.ecn_dscp_capsules.ack",
+        "is required",
+    ),
+    (
         LISTENER + '[protocols.connect-udp]\nprofiles = ["connect-udp"]',
         4,
         "protocols.connect-udp.profiles",
@@ -443,6 +473,17 @@ def test_protocols_can_be_turned_off_and_get_profiles(tmp_path: Path) -> None:
     assert tcp["profiles"][1] == {"token": "connect-tcp", "data": 0x21, "final_data": 0x22}
 
 
+def test_ecn_and_dscp(tmp_path: Path) -> None:
+    def native(table: str) -> object:
+        config = load(tmp_path, LISTENER + "[protocols.connect-udp]\n" + table)
+        return json.loads(config.to_native())["protocols"]["templated"][-1]["ecn_dscp"]
+
+    assert native("") is None
+    assert native("ecn_dscp = true") == {"capsules": None}
+    capsules = {"assign": 0x3B, "ack": 0x3C}
+    assert native("ecn_dscp = true\necn_dscp_capsules = {assign = 0x3b, ack = 0x3c}") == {"capsules": capsules}
+
+
 def test_the_effective_configuration_is_a_configuration(tmp_path: Path) -> None:
     write_pair(tmp_path, "one")
     (tmp_path / "tokens").write_text(f"ci:{'ab' * 32}\n")
@@ -452,6 +493,7 @@ def test_the_effective_configuration_is_a_configuration(tmp_path: Path) -> None:
         + 'certificate = "one.pem"\nprivate_key = "one.key"\nclient_ca = "one.pem"\n[auth]\ntokens_file = "tokens"\n'
         + '[[policy.rules]]\naction = "deny"\nports = [25]\n'
         + '[[protocols.connect-tcp.profile]]\ntoken = "connect-tcp"\ndata = 0x21\nfinal_data = 0x22\n'
+        + "[protocols.connect-udp]\necn_dscp = true\necn_dscp_capsules = {assign = 0x3b, ack = 0x3c}\n"
         + '[log]\naccess = ""',
     )
     path = tmp_path / "effective.toml"

@@ -7,8 +7,11 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use crate::capsule::{Decoder, Event, MAX_HEADER, decode_header, encode_header, types};
+use crate::ecn_dscp::{CapsuleTypes, Marks};
+use crate::ecn_dscp_context_id as marks_field;
 use crate::protocols::udp::{self, ConnectUdp};
 use crate::protocols::udp_bind::{self, Bind, Role};
+use crate::protocols::udp_marked::{self, Marked};
 use crate::protocols::{TABLE, tcp::ConnectTcp};
 use crate::request::{Head, Request, Route, Routes, Version, parse};
 use crate::target::{Host, Target};
@@ -27,6 +30,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("connect_tcp", connect_tcp),
     ("connect_udp", connect_udp),
     ("connect_udp_bind", connect_udp_bind),
+    ("connect_udp_marked", connect_udp_marked),
     ("request", request),
     ("target", target),
     ("template", template),
@@ -308,6 +312,85 @@ pub fn connect_udp_bind(data: &[u8]) {
     }
 }
 
+/// The payloads of a data stream of a tunnel with marks, with these, and how it ended.
+pub type MarkedPayloads = (Vec<(Marks, Vec<u8>)>, Result<(), Malformed>);
+
+/// Runs the receiving side of a tunnel with marks as an engine does.
+pub fn marked<'c>(tunnel: &mut Marked, chunks: impl Iterator<Item = &'c [u8]>) -> MarkedPayloads {
+    let (mut held, mut payloads) = (Vec::new(), Vec::new());
+    for chunk in chunks {
+        held.extend_from_slice(chunk);
+        loop {
+            match tunnel.inbound(&held) {
+                Ok(udp_marked::Step::Idle) => break,
+                Ok(udp_marked::Step::More(bytes)) => {
+                    assert!(bytes > held.len());
+                    break;
+                }
+                Ok(udp_marked::Step::Skip(bytes)) => {
+                    assert!(bytes > 0);
+                    held.drain(..bytes);
+                }
+                Ok(udp_marked::Step::Payload {
+                    marks,
+                    start,
+                    length,
+                }) => {
+                    assert!(length <= udp::MAX_PAYLOAD);
+                    payloads.push((marks, held[start..start + length].to_vec()));
+                    held.drain(..start + length);
+                }
+                Err(fault) => {
+                    assert_eq!(tunnel.inbound(&held), Err(fault));
+                    return (payloads, Err(fault));
+                }
+            }
+        }
+    }
+    let end = tunnel.inbound_end(held.len());
+    (payloads, end)
+}
+
+/// The field (first line), then a data stream: any split gives the same payloads and answers, which the other end can read.
+pub fn connect_udp_marked(data: &[u8]) {
+    const TYPES: CapsuleTypes = CapsuleTypes {
+        assign: 0x3b,
+        ack: 0x3c,
+    };
+    let end = data.iter().position(|&byte| byte == b'\n');
+    let (line, stream) = data.split_at(end.map_or(data.len(), |end| end + 1));
+    let client = marks_field::from_fields(&[(marks_field::NAME, line)], Role::Client);
+    let client = client.unwrap_or_default();
+    let field = marks_field::to_field(&client);
+    let read = marks_field::from_fields(&[(marks_field::NAME, field.as_bytes())], Role::Client);
+    assert_eq!(read.as_deref(), Some(&client[..]));
+    for types in [Some(TYPES), None] {
+        let mut whole = Marked::proxy(&client, types);
+        let expected = marked(&mut whole, core::iter::once(stream));
+        let contexts: Vec<u64> = (0..=u8::MAX)
+            .map(|byte| whole.context(Marks(byte)))
+            .collect();
+        let answers = whole.take_pending();
+        for size in [1, 2, 3, 7] {
+            let mut tunnel = Marked::proxy(&client, types);
+            assert_eq!(marked(&mut tunnel, stream.chunks(size)), expected);
+            let again: Vec<u64> = (0..=u8::MAX)
+                .map(|byte| tunnel.context(Marks(byte)))
+                .collect();
+            assert_eq!(
+                (again, tunnel.take_pending()),
+                (contexts.clone(), answers.clone())
+            );
+        }
+        let _ = whole.datagram(stream);
+        let mut reader = Marked::client(&[], types);
+        reader.take(&Marked::proxy(&client, types).ours());
+        if let (_, Err(fault)) = marked(&mut reader, core::iter::once(&answers[..])) {
+            assert_eq!(fault, Malformed::EcnDscp);
+        }
+    }
+}
+
 /// The field's parser never panics.
 pub fn capsule_protocol_field(data: &[u8]) {
     let lines: Vec<(&str, &[u8])> = data
@@ -400,6 +483,7 @@ pub fn routes() -> Routes {
                     template,
                     profiles: protocol.profiles.to_vec(),
                     bind: protocol.can_bind,
+                    marks: protocol.can_mark,
                 });
             }
         }

@@ -11,6 +11,8 @@ pub mod capsule;
 pub mod capsule_protocol;
 pub mod compression;
 pub mod connect_udp_bind;
+pub mod ecn_dscp;
+pub mod ecn_dscp_context_id;
 pub mod fields;
 #[doc(hidden)]
 pub mod fuzzing;

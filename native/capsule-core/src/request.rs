@@ -8,7 +8,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::connect_udp_bind;
+use crate::ecn_dscp::Assignment;
+use crate::ecn_dscp_context_id;
 use crate::fields::{self, Fields};
+use crate::protocols::udp_bind::Role;
 use crate::protocols::{self, Profile, Protocol};
 use crate::reject::Reject;
 use crate::target::{Target, TargetError};
@@ -67,6 +70,8 @@ pub struct Route {
     pub profiles: Vec<Profile>,
     /// Tunnels are bound for clients that ask for it (connect-udp).
     pub bind: bool,
+    /// Marks of packets are carried for clients that ask for it (connect-udp).
+    pub marks: bool,
 }
 
 /// How missing or wrong credentials are answered.
@@ -91,6 +96,8 @@ pub struct Request {
     pub target: Result<Target, Reject>,
     /// The client asks for a bound tunnel, and such are served. Its target may be [`Target::ANY`].
     pub bind: bool,
+    /// The client asks for the marks of packets, and they are carried: the contexts that it assigns to some. Never of a bound tunnel.
+    pub marks: Option<Vec<Assignment>>,
     /// `Expect: 100-continue` was sent.
     pub expect_continue: bool,
     /// How missing or wrong credentials are answered.
@@ -144,12 +151,19 @@ fn templated(route: &Route, profile: &Profile, captures: &Captures, head: &Head<
     } else {
         captures.target().map_err(refuse::target)
     };
+    //= connect-udp-ecn-dscp §3.1.1 both-say-so
+    let marks = if route.marks && !bind {
+        ecn_dscp_context_id::from_fields(head.fields, Role::Client)
+    } else {
+        None
+    };
     Request {
         protocol: route.protocol,
         token: Some(profile.token.clone().into_owned()),
         profile: Some(profile.clone()),
         target,
         bind,
+        marks,
         expect_continue: expects_continue(head),
         //= connect-tcp §3.3.2 challenge-401
         auth_kind: Challenge::Origin,
@@ -165,6 +179,7 @@ fn classic(target: Result<Target, TargetError>, head: &Head<'_>) -> Request {
         profile: None,
         target: target.map_err(refuse::target),
         bind: false,
+        marks: None,
         expect_continue: expects_continue(head),
         auth_kind: Challenge::Proxy,
         close_on_reject: false,

@@ -60,6 +60,9 @@ pub enum Malformed {
     /// A registration of a context that breaks the rules, or a datagram whose peer cannot be read.
     #[error("a compression capsule or a peer that breaks the rules of bound tunnels")]
     Compression,
+    /// ECN_DSCP_CONTEXT_ASSIGN or ECN_DSCP_CONTEXT_ACK that breaks the rules.
+    #[error("a capsule of ECN and DSCP contexts that breaks the rules")]
+    EcnDscp,
     /// More registrations than can be answered, or IDs in no order.
     #[error("too many registrations of contexts")]
     TooManyContexts,

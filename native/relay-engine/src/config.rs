@@ -117,6 +117,9 @@ pub struct Templated {
     /// How tunnels are bound, for protocols that have such a mode; absent = not at all.
     #[serde(default)]
     pub bind: Option<Bind>,
+    /// How the marks of packets are carried, for protocols that can; absent = not at all.
+    #[serde(default)]
+    pub ecn_dscp: Option<EcnDscp>,
 }
 
 /// How tunnels to any peer are bound (draft-ietf-masque-connect-udp-listen).
@@ -125,6 +128,24 @@ pub struct Templated {
 pub struct Bind {
     /// Addresses that the outside sees instead of the sockets' (NAT that keeps ports); empty = the sockets'.
     pub public_addresses: Vec<IpAddr>,
+}
+
+/// How the ECN and DSCP marks of packets are carried (draft-ietf-masque-connect-udp-ecn-dscp).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EcnDscp {
+    /// Types of the capsules that register contexts on an open tunnel; absent = there are none.
+    pub capsules: Option<EcnDscpCapsules>,
+}
+
+/// Capsule types that are not assigned yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EcnDscpCapsules {
+    /// ECN_DSCP_CONTEXT_ASSIGN
+    pub assign: u64,
+    /// ECN_DSCP_CONTEXT_ACK
+    pub ack: u64,
 }
 
 /// An upgrade token and the capsule types that go with it.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use capsule_core::ecn_dscp::CapsuleTypes;
 use capsule_core::protocols::{self, Profile};
 use capsule_core::request::{Route, Routes};
 use capsule_core::template::Template;
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::auth::Credentials;
-use crate::config::{Config, Egress, Limits, Quic};
+use crate::config::{Config, EcnDscpCapsules, Egress, Limits, Quic};
 use crate::decide::Decider;
 use crate::hook::HookCache;
 use crate::metrics::{Stats, WorkerMetrics};
@@ -51,6 +52,8 @@ pub struct Generation {
     pub egress: Egress,
     /// Addresses that the outside sees instead of those of bound tunnels' sockets.
     pub public_addresses: Vec<IpAddr>,
+    /// Types of the capsules that register contexts for marks.
+    pub mark_capsules: Option<CapsuleTypes>,
     /// Ask the control plane, and within which time.
     pub hook: Option<std::time::Duration>,
     /// Remembered decisions.
@@ -102,6 +105,13 @@ impl Generation {
                 .filter_map(|templated| templated.bind.as_ref())
                 .flat_map(|bind| bind.public_addresses.clone())
                 .collect(),
+            mark_capsules: config
+                .protocols
+                .templated
+                .iter()
+                .filter_map(|templated| templated.ecn_dscp?.capsules)
+                .map(|EcnDscpCapsules { assign, ack }| CapsuleTypes { assign, ack })
+                .next(),
             hook: config.policy.hook.then_some(config.policy.hook_timeout),
             hook_cache: HookCache::new(config.policy.hook_cache),
             quic: config.quic.clone(),
@@ -138,6 +148,7 @@ fn routes(config: &Config, faults: &mut Vec<String>) -> Routes {
                     })
                     .collect(),
                 bind: protocol.can_bind && templated.bind.is_some(),
+                marks: protocol.can_mark && templated.ecn_dscp.is_some(),
             }),
             Err(fault) => faults.push(format!("{place}.template: {fault}")),
         }

@@ -25,6 +25,7 @@ pub(crate) fn protocols(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
         row.set_item("default_template", protocol.default_template)?;
         row.set_item("on_by_default", protocol.default_on)?;
         row.set_item("can_bind", protocol.can_bind)?;
+        row.set_item("can_mark", protocol.can_mark)?;
         let profiles: Vec<(&str, u64, u64)> = protocol
             .profiles
             .iter()

@@ -4,6 +4,7 @@ pub mod connect;
 pub mod tcp;
 pub mod udp;
 pub mod udp_bind;
+pub mod udp_marked;
 
 use alloc::borrow::Cow;
 
@@ -49,6 +50,8 @@ pub struct Protocol {
     pub capsule_protocol: bool,
     /// Has a bind mode: one tunnel to and from any peer, for clients that ask for it.
     pub can_bind: bool,
+    /// Can carry the ECN and DSCP marks of packets, for clients that ask for it.
+    pub can_mark: bool,
     /// On unless configured otherwise.
     pub default_on: bool,
     /// Makes the machine of one tunnel, where the target is a byte stream.
@@ -74,6 +77,7 @@ pub static TABLE: &[Protocol] = &[
         profiles: &[],
         capsule_protocol: false,
         can_bind: false,
+        can_mark: false,
         default_on: true,
         tunnel: Some(|_| AnyStreamTunnel::Raw(connect::Raw)),
     },
@@ -85,6 +89,7 @@ pub static TABLE: &[Protocol] = &[
         profiles: TCP_PROFILES,
         capsule_protocol: true,
         can_bind: false,
+        can_mark: false,
         default_on: true,
         tunnel: Some(|profile| {
             AnyStreamTunnel::ConnectTcp(tcp::ConnectTcp::with_profile(
@@ -104,6 +109,7 @@ pub static TABLE: &[Protocol] = &[
         }],
         capsule_protocol: true,
         can_bind: true,
+        can_mark: true,
         default_on: true,
         tunnel: None,
     },

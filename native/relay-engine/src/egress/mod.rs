@@ -12,4 +12,4 @@ mod udp;
 pub use dial::{Dialled, Egress, bind, dial, dial_datagrams};
 pub use error::DialError;
 pub(crate) use error::is_limit;
-pub use udp::{Addressed, BoundSockets, DatagramSocket, Sent};
+pub use udp::{Addressed, BoundSockets, DatagramSocket, MarkedPayload, MarkedSocket, Sent};

@@ -4,6 +4,7 @@
 //! on its own; the first fault ends both.
 
 pub mod datagram;
+pub mod marked;
 pub mod outside;
 pub mod payloads;
 mod pipe;

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use capsule_core::connect_udp_bind;
+use capsule_core::ecn_dscp::Assignment;
+use capsule_core::ecn_dscp_context_id;
 use capsule_core::proxy_public_address;
 use capsule_core::proxy_status::{self, ProxyError, ProxyStatus};
 use capsule_core::reject::Reject;
@@ -51,6 +53,15 @@ pub(super) fn bound(public: &[SocketAddr]) -> [(HeaderName, HeaderValue); 2] {
             value(&proxy_public_address::to_field(public)),
         ),
     ]
+}
+
+/// What tells the client that marks are carried, and which contexts the relay has for them.
+//= connect-udp-ecn-dscp §3.1.1 both-say-so
+pub(super) fn marks(assigned: &[Assignment]) -> (HeaderName, HeaderValue) {
+    (
+        HeaderName::from_static(ecn_dscp_context_id::NAME),
+        value(&ecn_dscp_context_id::to_field(assigned)),
+    )
 }
 
 pub(super) fn date() -> HeaderValue {

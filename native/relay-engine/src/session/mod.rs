@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use capsule_core::capsule_protocol;
+use capsule_core::ecn_dscp::{Assignment, CapsuleTypes};
 use capsule_core::fields::Fields;
 use capsule_core::protocols::TargetKind;
 use capsule_core::proxy_status::ProxyError;
@@ -23,10 +24,13 @@ use tokio::time::timeout;
 use crate::access_log::{self, AccessLog, Record};
 use crate::auth::Outcome as Known;
 use crate::decide::{Decision, Question};
-use crate::egress::{self, DialError, Dialled, Egress, dial, dial_datagrams};
+use crate::egress::{
+    self, DatagramSocket, DialError, Dialled, Egress, MarkedSocket, dial, dial_datagrams,
+};
 use crate::hook;
 use crate::policy;
 use crate::pool;
+use crate::pump::marked::Marked;
 use crate::pump::outside::{Bound, Connected};
 use crate::pump::{self, Bounds, Ended};
 use crate::state::{Generation, Phase};
@@ -117,6 +121,8 @@ impl Entry {
 enum Reached {
     Stream(TcpStream),
     Datagrams(Connected),
+    /// One place, with the marks of packets.
+    Marked(Box<Marked>),
     /// Any peer, and perhaps one that the request named.
     Bound(Box<Bound>),
 }
@@ -226,8 +232,10 @@ pub async fn open<E: Exchange>(
     entry.next_hop = way.peer;
     entry.setup = began.elapsed();
     let mut answer = vec![answer::next_hop(way.peer.map(|peer| peer.ip()))];
-    if let Reached::Bound(bound) = &way.reached {
-        answer.extend(answer::bound(bound.public()));
+    match &way.reached {
+        Reached::Bound(bound) => answer.extend(answer::bound(bound.public())),
+        Reached::Marked(marked) => answer.push(answer::marks(&marked.assigned())),
+        Reached::Stream(_) | Reached::Datagrams(_) => {}
     }
     //= rfc9297 §3.4 field-sent
     //= rfc9297 §3.4 field-statuses
@@ -290,6 +298,12 @@ pub async fn carry<R: RecvHalf, S: SendHalf>(worker: &Rc<Worker>, mut opened: Bo
         (Reached::Datagrams(outside), _) => {
             Box::pin(pump::datagram::run(
                 recv, send, outside, bounds, metrics, stop,
+            ))
+            .await
+        }
+        (Reached::Marked(outside), _) => {
+            Box::pin(pump::datagram::run(
+                recv, send, *outside, bounds, metrics, stop,
             ))
             .await
         }
@@ -417,7 +431,10 @@ async fn admit<E: Exchange>(
     let reached = {
         let reach = async {
             if !request.bind {
-                return reach(request.protocol.target, &egress, target, permit, deadline).await;
+                let capsules = generation.mark_capsules;
+                let connected = |socket| connected(socket, request.marks.as_deref(), capsules);
+                let kind = request.protocol.target;
+                return reach(kind, &egress, target, permit, deadline, connected).await;
             }
             let judge = bound::judge(worker, principal.as_ref(), request.protocol.name);
             let translated = &generation.public_addresses;
@@ -445,11 +462,12 @@ async fn reach(
     target: &Target,
     permit: impl Fn(IpAddr) -> Result<(), policy::Refusal>,
     deadline: tokio::time::Instant,
+    connected: impl FnOnce(DatagramSocket) -> Reached,
 ) -> Result<Way, DialError> {
     Ok(if kind == TargetKind::Datagram {
         let Dialled { socket, peer } = dial_datagrams(egress, target, permit, deadline).await?;
         Way {
-            reached: Reached::Datagrams(Connected::new(socket)),
+            reached: connected(socket),
             peer: Some(peer),
         }
     } else {
@@ -459,6 +477,22 @@ async fn reach(
             peer: Some(peer),
         }
     })
+}
+
+/// A tunnel through a connected socket, with marks if the client asked for them and the system sees to them.
+//= connect-udp-ecn-dscp §4.1 able-or-not-enabled
+fn connected(
+    socket: DatagramSocket,
+    marks: Option<&[Assignment]>,
+    capsules: Option<CapsuleTypes>,
+) -> Reached {
+    let Some(client) = marks else {
+        return Reached::Datagrams(Connected::new(socket));
+    };
+    match MarkedSocket::new(socket) {
+        Ok(socket) => Reached::Marked(Box::new(Marked::new(socket, client, capsules))),
+        Err(socket) => Reached::Datagrams(Connected::new(socket)),
+    }
 }
 
 /// Binds sockets for any peer that `judge` permits; of a target that the request names, the address is found first.

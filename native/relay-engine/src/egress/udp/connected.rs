@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use nix::errno::Errno;
+use socket2::Socket;
 use tokio::io::Interest;
 
 use super::super::tcp::Sources;
@@ -13,8 +14,8 @@ use super::{Batched, Sent, unbound};
 /// A connected socket.
 #[derive(Debug)]
 pub struct DatagramSocket {
-    socket: Batched,
-    peer: SocketAddr,
+    pub(super) socket: Batched,
+    pub(super) peer: SocketAddr,
 }
 
 /// Makes a socket that talks to `target` alone. Nothing is sent.
@@ -29,18 +30,15 @@ pub(in super::super) fn connect(
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     socket.connect(&target.into())?;
-    let socket = Batched::new(socket)?;
+    let socket = DatagramSocket::over(socket, target)?;
     if socket.local_addr()? == target {
         return Err(Errno::ECONNREFUSED.into());
     }
-    Ok(DatagramSocket {
-        socket,
-        peer: target,
-    })
+    Ok(socket)
 }
 
 /// Whether an error says that the target is not there (ICMP), not that one datagram did not get through.
-fn is_final(error: &io::Error) -> bool {
+pub(super) fn is_final(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::ENETDOWN)
@@ -48,6 +46,12 @@ fn is_final(error: &io::Error) -> bool {
 }
 
 impl DatagramSocket {
+    /// A socket that is connected to `peer`.
+    pub(super) fn over(socket: Socket, peer: SocketAddr) -> io::Result<Self> {
+        let socket = Batched::new(socket)?;
+        Ok(Self { socket, peer })
+    }
+
     /// Resolves when there may be something to receive.
     ///
     /// # Errors

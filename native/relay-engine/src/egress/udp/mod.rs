@@ -3,11 +3,13 @@
 
 mod bound;
 mod connected;
+mod marked;
 
 pub(super) use bound::bind;
 pub use bound::{Addressed, BoundSockets};
 pub use connected::DatagramSocket;
 pub(super) use connected::connect;
+pub use marked::{MarkedPayload, MarkedSocket};
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSliceMut};
