@@ -7,11 +7,13 @@ from typing_extensions import Buffer
 
 __version__: Final[str]
 BUILD_PROFILE: Final[str]
+MAX_UDP_PAYLOAD: Final[int]
 MAX_USER_PASS: Final[int]
 MAX_VARINT: Final[int]
 
 __all__ = [
     "BUILD_PROFILE",
+    "MAX_UDP_PAYLOAD",
     "MAX_USER_PASS",
     "MAX_VARINT",
     "Bridge",
@@ -20,6 +22,7 @@ __all__ = [
     "CapsuleHeader",
     "CapsuleValue",
     "ConnectTcp",
+    "ConnectUdp",
     "Engine",
     "Load",
     "__version__",
@@ -127,6 +130,21 @@ class ConnectTcp:
     def send_finished(self) -> bool: ...
     @property
     def unknown_capsules(self) -> int: ...
+
+@final
+class ConnectUdp:
+    def __new__(cls) -> ConnectUdp: ...
+    def receive(self, data: Buffer) -> list[bytes]: ...
+    def receive_datagram(self, datagram: Buffer) -> bytes | None: ...
+    def receive_end(self) -> None: ...
+    @staticmethod
+    def send(payload: Buffer) -> bytes: ...
+    @staticmethod
+    def send_datagram(payload: Buffer) -> bytes: ...
+    @property
+    def unknown_capsules(self) -> int: ...
+    @property
+    def unknown_contexts(self) -> int: ...
 
 @final
 class Bridge:

@@ -31,7 +31,7 @@ class StartError(RelayError):
 
 
 class FramingError(RelayError, ValueError):
-    """Bytes that break the rules of the capsule protocol or of connect-tcp."""
+    """Bytes that break the rules of the capsule protocol, of connect-tcp or of connect-udp."""
 
 
 class BenchError(RelayError):

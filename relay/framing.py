@@ -1,4 +1,5 @@
-"""The codec for people who have their own HTTP stack: varints, capsules, the connect-tcp machine. No I/O anywhere.
+"""The codec for people who have their own HTTP stack: varints, capsules, the machines of connect-tcp and connect-udp. No I/O
+anywhere.
 
 Everything that takes bytes takes any contiguous buffer: ``bytes``, ``bytearray``, ``memoryview``, arrays of ``array``
 and ``ctypes``; items wider than a byte count as the bytes that they are in memory. Bytes may be split anywhere; nothing
@@ -35,15 +36,38 @@ connect-tcp
     b'hello'
     >>> far.receive_finished
     True
+
+connect-udp (RFC 9298)
+    ``ConnectUdp()``: one end of a tunnel, client or proxy alike. Datagrams may come both ways on HTTP/3: in DATAGRAM
+    capsules of the data stream, and in QUIC DATAGRAM frames, whose quarter stream ID (RFC 9297 §2.1) is yours to take
+    off and put on.
+    ``receive(data) -> list[bytes]`` takes bytes of the data stream and returns the UDP payloads that they complete;
+    what is kept of one that is not complete is never more than the longest needs. ``receive_datagram(datagram)``
+    takes the HTTP datagram of a frame and returns its payload, or None for a context that nobody registered (§4).
+    Payloads may be empty. Other capsules are skipped and counted by ``unknown_capsules``, unless they are reserved
+    ones; ``unknown_contexts`` counts datagrams that were dropped. A datagram without a context ID and a payload of
+    more than MAX_UDP_PAYLOAD bytes (65527, §5) raise FramingError, and so does every later call; payloads before the
+    fault are returned first.
+    ``receive_end()`` tells that the data stream ended cleanly; an end inside a capsule raises FramingError.
+    ``send(payload) -> bytes`` makes a DATAGRAM capsule, ``send_datagram(payload) -> bytes`` the HTTP datagram for a
+    frame: context ID 0 and the payload. ValueError for a payload that is too long.
+
+    >>> tunnel = ConnectUdp()
+    >>> tunnel.receive(ConnectUdp.send(b"one") + ConnectUdp.send(b""))
+    [b'one', b'']
+    >>> tunnel.receive_datagram(ConnectUdp.send_datagram(b"two"))
+    b'two'
 """
 
 from relay._native import (
+    MAX_UDP_PAYLOAD,
     MAX_VARINT,
     Capsule,
     CapsuleDecoder,
     CapsuleHeader,
     CapsuleValue,
     ConnectTcp,
+    ConnectUdp,
     decode_varint,
     encode_capsule,
     encode_capsule_header,
@@ -53,12 +77,14 @@ from relay.errors import FramingError
 
 __all__ = [
     "DATAGRAM",
+    "MAX_UDP_PAYLOAD",
     "MAX_VARINT",
     "Capsule",
     "CapsuleDecoder",
     "CapsuleHeader",
     "CapsuleValue",
     "ConnectTcp",
+    "ConnectUdp",
     "FramingError",
     "decode_varint",
     "encode_capsule",

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 mod bridge;
 mod buffer;
 mod codec;
+mod datagrams;
 mod engine;
 mod load;
 mod logs;
@@ -31,6 +32,8 @@ mod _native {
         Capsule, CapsuleDecoder, CapsuleHeader, CapsuleValue, decode_varint, encode_capsule,
         encode_capsule_header, encode_varint,
     };
+    #[pymodule_export]
+    use crate::datagrams::ConnectUdp;
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]
@@ -60,6 +63,7 @@ mod _native {
         };
         module.add("BUILD_PROFILE", profile)?;
         module.add("MAX_USER_PASS", relay_engine::auth::MAX_USER_PASS)?;
+        module.add("MAX_UDP_PAYLOAD", capsule_core::protocols::udp::MAX_PAYLOAD)?;
         module.add("MAX_VARINT", capsule_core::varint::MAX)
     }
 }
