@@ -24,7 +24,7 @@ pub(super) async fn open(proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error>
             Ok(Opened::new(fields, Recv::Clear(recv), Send::Clear(send)))
         }
         Some(config) => {
-            let config = Arc::new(tls::with_alpn(config, b"http/1.1"));
+            let config = Arc::new(tls::with_alpn(config, &[b"http/1.1"]));
             let name = proxy.server_name()?;
             let (mut stream, _) = connect(config, name, wire).await?;
             let (fields, early) = exchange(&mut stream, &request, &wanted).await?;

@@ -83,7 +83,7 @@ impl fmt::Debug for Connection {
 impl Connection {
     pub(super) async fn open(proxy: &Proxy) -> Result<Self, Error> {
         let config = proxy.tls.as_ref().ok_or(Error::Usage("HTTP/3 needs TLS"))?;
-        let mut crypto = tls::with_alpn(config, b"h3");
+        let mut crypto = tls::with_alpn(config, &[b"h3"]);
         crypto.enable_early_data = false;
         let crypto = quic::QuicClientConfig::try_from(crypto).map_err(failed)?;
         let mut client = quic::ClientConfig::new(Arc::new(crypto));
@@ -121,6 +121,11 @@ impl Connection {
         spawn_local(take_datagrams(quic.clone(), Rc::downgrade(&shared)));
         spawn_local(listen(quic, sender, Rc::downgrade(&shared)));
         Ok(Self(shared))
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.quic.close_reason().is_some()
     }
 
     pub(super) async fn open_tunnel(&self, proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error> {

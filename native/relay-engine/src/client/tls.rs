@@ -30,10 +30,10 @@ pub fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, String> {
     Ok(Arc::new(config))
 }
 
-/// `config` with one ALPN protocol.
-pub(super) fn with_alpn(config: &ClientConfig, protocol: &[u8]) -> ClientConfig {
+/// `config` with these ALPN protocols.
+pub(super) fn with_alpn(config: &ClientConfig, protocols: &[&[u8]]) -> ClientConfig {
     let mut config = config.clone();
-    config.alpn_protocols = vec![protocol.to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     config.enable_secret_extraction = true;
     config
 }
