@@ -21,6 +21,8 @@ __all__ = [
     "CapsuleDecoder",
     "CapsuleHeader",
     "CapsuleValue",
+    "Client",
+    "ClientEnd",
     "ConnectTcp",
     "ConnectUdp",
     "Engine",
@@ -174,3 +176,39 @@ class Load:
     def run(self) -> str: ...
     def progress(self) -> tuple[bool, int]: ...
     def stop(self) -> None: ...
+
+@final
+class Client:
+    def __new__(
+        cls,
+        host: str,
+        port: int,
+        authority: str,
+        *,
+        tls: bool,
+        ca: bytes | None = None,
+        credentials: str | None = None,
+        http: str | None = None,
+        tcp: str,
+        tcp_template: str | None = None,
+        udp_template: str | None = None,
+        patience: float,
+    ) -> Client: ...
+    def fileno(self) -> int: ...
+    def open(self, number: int, datagrams: bool, host: str, port: int) -> None: ...
+    def cancel(self, number: int) -> None: ...
+    def take(
+        self,
+    ) -> list[
+        tuple[int, ClientEnd | None, tuple[str, str, int, str | None, str | None, list[tuple[str, str]]] | None]
+    ]: ...
+    def close(self, linger: float) -> None: ...
+
+@final
+class ClientEnd:
+    def detach(self) -> int: ...
+    def fault(self) -> str | None: ...
+    def cut(self) -> str | None: ...
+    def dropped(self) -> tuple[int, int]: ...
+    @property
+    def http(self) -> str: ...

@@ -1,5 +1,4 @@
-"""The codec for people who have their own HTTP stack: varints, capsules, the machines of connect-tcp and connect-udp. No I/O
-anywhere.
+"""The codec for people who have their own HTTP stack: varints, capsules, connect-tcp and connect-udp. No I/O anywhere.
 
 Everything that takes bytes takes any contiguous buffer: ``bytes``, ``bytearray``, ``memoryview``, arrays of ``array``
 and ``ctypes``; items wider than a byte count as the bytes that they are in memory. Bytes may be split anywhere; nothing

@@ -286,7 +286,9 @@ def test_how_a_payload_looks_on_the_wire() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.binary(max_size=30), st.sampled_from(["payload", "grease", "unknown", "context"])), max_size=6),
+    st.lists(
+        st.tuples(st.binary(max_size=30), st.sampled_from(["payload", "grease", "unknown", "context"])), max_size=6
+    ),
     st.lists(st.integers(0, 400), max_size=12),
 )
 def test_datagrams_arrive_however_they_are_split(given: list[tuple[bytes, str]], cuts: list[int]) -> None:

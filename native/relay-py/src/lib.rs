@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 mod bridge;
 mod buffer;
+mod client;
 mod codec;
 mod datagrams;
 mod engine;
@@ -27,6 +28,8 @@ mod _native {
 
     #[pymodule_export]
     use crate::bridge::Bridge;
+    #[pymodule_export]
+    use crate::client::{Client, ClientEnd};
     #[pymodule_export]
     use crate::codec::{
         Capsule, CapsuleDecoder, CapsuleHeader, CapsuleValue, decode_varint, encode_capsule,

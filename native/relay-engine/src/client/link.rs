@@ -14,7 +14,7 @@ use http::HeaderValue;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use super::{Client, Error, Failure, Form, Proxy, Tunnel};
+use super::{Client, DatagramTunnel, Error, Failure, Form, Proxy, Tunnel};
 use crate::config::{CongestionControl, Http};
 use crate::egress::happy_eyeballs::{Family, Race, Step};
 
@@ -80,6 +80,20 @@ impl Link {
         port: u16,
     ) -> Result<(Tunnel, Http), Failure> {
         self.open_by(async |client| client.open(form, host, port).await)
+            .await
+    }
+
+    /// Opens a tunnel of datagrams to a target; tells the version that carries it, too.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn open_datagrams(
+        &self,
+        form: &Form,
+        host: &str,
+        port: u16,
+    ) -> Result<(DatagramTunnel, Http), Failure> {
+        self.open_by(async |client| client.open_datagrams(form, host, port).await)
             .await
     }
 

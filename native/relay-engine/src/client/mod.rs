@@ -10,6 +10,7 @@ mod h2;
 mod h3;
 mod halves;
 mod link;
+pub mod local;
 mod tls;
 mod tunnel;
 
@@ -17,7 +18,7 @@ pub use datagrams::{DatagramReceiver, DatagramSender, DatagramTunnel, Sent};
 pub use failure::{Failure, Reason};
 pub use halves::{Recv, Send};
 pub use link::{Link, Settings};
-pub use tls::trusting;
+pub use tls::{trusting, trusting_the_system};
 pub use tunnel::{Cut, Receiver, Sender, Tunnel};
 
 use std::io;
@@ -123,6 +124,22 @@ impl Form {
         Self::by_name("connect-udp")
     }
 
+    /// `connect`, or a templated protocol by one of its tokens, at its default template.
+    #[must_use]
+    pub fn by_token(token: &str) -> Option<Self> {
+        if token == "connect" {
+            return Some(Self::Connect);
+        }
+        protocols::TABLE.iter().find_map(|protocol| {
+            let profile = protocol.profiles.iter().find(|it| it.token == token)?;
+            Some(Self::Templated {
+                protocol,
+                template: Template::compile(protocol.default_template?).ok()?,
+                profile: profile.clone(),
+            })
+        })
+    }
+
     fn by_name(name: &str) -> Result<Self, Error> {
         const UNSOUND: Error = Error::Usage("the protocol table has no such templated protocol");
         let protocol = protocols::by_name(name).ok_or(UNSOUND)?;
@@ -139,6 +156,10 @@ impl Form {
             Self::Connect => TargetKind::Stream,
             Self::Templated { protocol, .. } => protocol.target,
         }
+    }
+
+    fn is_of_datagrams(&self) -> bool {
+        self.carries() == TargetKind::Datagram
     }
 
     fn machine(&self) -> Result<AnyStreamTunnel, Error> {
