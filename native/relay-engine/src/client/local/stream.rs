@@ -73,10 +73,10 @@ impl Pump {
     }
 
     /// Until the end, or until the client is closed and the end is not.
-    pub(super) async fn run(self: Box<Self>, mut closed: watch::Receiver<bool>) {
+    pub(super) async fn run(self: Box<Self>, closed: watch::Receiver<bool>) {
         let Self { mut tunnel, near } = *self;
         let closing = async {
-            let _ = closed.wait_for(|closed| *closed).await;
+            let _ = closed.clone().wait_for(|closed| *closed).await;
             // What was written before the end was closed is delivered.
             let gone = timeout(Duration::from_millis(1), hung_up(&near.socket));
             if gone.await.is_ok() {
@@ -88,7 +88,7 @@ impl Pump {
                 receiver, sender, ..
             } = &mut tunnel;
             tokio::select! {
-                result = both(receiver, sender, &near) => result,
+                result = both(receiver, sender, &near, closed.clone()) => result,
                 () = closing => Err(Stop::Far(Why::Closed)),
             }
         };
@@ -104,13 +104,24 @@ impl Pump {
     }
 }
 
-async fn both(receiver: &mut Receiver, sender: &mut Sender, near: &Near) -> Result<(), Stop> {
+async fn both(
+    receiver: &mut Receiver,
+    sender: &mut Sender,
+    near: &Near,
+    mut closed: watch::Receiver<bool>,
+) -> Result<(), Stop> {
     let mut down = pin!(down(receiver, near));
     let mut up = pin!(async {
         up(sender, near).await?;
         tokio::select! {
             () = near.fin.notified() => {}
             () = forgotten(near) => return Err(Stop::Near),
+            // All is sent. A target that goes on listening is no reason to keep a client that is closed.
+            _ = closed.wait_for(|closed| *closed) => {
+                if timeout(LAST_WORD, near.fin.notified()).await.is_err() {
+                    return Err(Stop::Near);
+                }
+            }
         }
         // Both directions ended well: whatever is wrong now, nobody lost anything.
         let _ = sender.close().await;
