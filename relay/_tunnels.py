@@ -33,31 +33,31 @@ class StreamProtocol(asyncio.StreamReaderProtocol):
         super().__init__(reader, loop=loop)
         self._end = end
         # Weak, as the base has it: who drops the reader has no use for the rest.
-        self._reader = weakref.ref(reader)
-        self._transport: asyncio.BaseTransport | None = None
+        self._own_reader = weakref.ref(reader)
+        self._own_transport: asyncio.BaseTransport | None = None
         #: Done once the transport is gone.
         self.lost: asyncio.Future[None] = loop.create_future()
 
     def is_closing(self) -> bool:
         """The program closed it, and it is not gone yet."""
-        return self._transport is not None and self._transport.is_closing() and not self.lost.done()
+        return self._own_transport is not None and self._own_transport.is_closing() and not self.lost.done()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._own_transport = transport
         super().connection_made(transport)
 
     def eof_received(self) -> bool | None:
         fault = self._end.fault()
         if fault is None:
             return super().eof_received()
-        if (reader := self._reader()) is not None:
+        if (reader := self._own_reader()) is not None:
             reader.set_exception(_reset(fault))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         fault = self._end.fault() or (exc and self._end.cut())
         super().connection_lost(_reset(fault) if fault else exc)
-        self._transport = None
+        self._own_transport = None
         if not self.lost.done():
             self.lost.set_result(None)
 

@@ -66,7 +66,7 @@ impl Pump {
         let closing = async {
             let _ = closed.wait_for(|closed| *closed).await;
             let gone = timeout(Duration::from_millis(1), hung_up(&near.socket));
-            if gone.await.is_ok() {
+            if matches!(gone.await, Ok(Ok(()))) {
                 pending::<()>().await;
             }
         };
