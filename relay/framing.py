@@ -56,6 +56,30 @@ connect-udp (RFC 9298)
     [b'one', b'']
     >>> tunnel.receive_datagram(ConnectUdp.send_datagram(b"two"))
     b'two'
+
+connect-udp's bind mode (draft-ietf-masque-connect-udp-listen)
+    ``ConnectUdpBind(role, target=None, permit=None)``: one end of a tunnel to and from many peers; ``role`` is
+    ``"client"`` or ``"proxy"``, ``target`` where the request led if it named a target, an address. A peer is
+    ``(address, port)``. ``permit(address, port) -> bool`` is asked for each registration and each uncompressed datagram
+    that is received; proxies must have one (else ValueError), and what it raises comes out of the call that asked.
+    ``receive(data) -> [(peer, payload), …]`` and ``receive_datagram(datagram) -> (peer, payload) | None`` are as for
+    ConnectUdp; datagrams to peers that are not permitted are dropped and counted by ``refused``.
+    ``open(peer) -> int`` registers a context for a peer and returns its ID, ``open()`` the uncompressed one, for the
+    client only; FramingError if that may not be. ``close(context) -> bool`` ends one, whoever registered it;
+    ``is_acknowledged(context)`` tells whether the other end agreed to one of ours.
+    ``take_pending() -> bytes`` are the capsules that are to go on the data stream after any of these calls, and before
+    what is sent next: registrations, and the answers to those of the other end.
+    ``send(peer, payload)`` and ``send_datagram(peer, payload)`` are as for ConnectUdp; None = no context leads to the
+    peer, and the payload is to be dropped.
+
+    >>> near, far = ConnectUdpBind("client"), ConnectUdpBind("proxy", permit=lambda address, port: port != 25)
+    >>> context = near.open()
+    >>> far.receive(near.take_pending() + near.send(("192.0.2.1", 53), b"who?"))
+    [(('192.0.2.1', 53), b'who?')]
+    >>> near.receive(far.take_pending() + far.send(("192.0.2.1", 53), b"me"))
+    [(('192.0.2.1', 53), b'me')]
+    >>> near.is_acknowledged(context)
+    True
 """
 
 from relay._native import (
@@ -67,6 +91,7 @@ from relay._native import (
     CapsuleValue,
     ConnectTcp,
     ConnectUdp,
+    ConnectUdpBind,
     decode_varint,
     encode_capsule,
     encode_capsule_header,
@@ -84,6 +109,7 @@ __all__ = [
     "CapsuleValue",
     "ConnectTcp",
     "ConnectUdp",
+    "ConnectUdpBind",
     "FramingError",
     "decode_varint",
     "encode_capsule",

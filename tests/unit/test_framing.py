@@ -20,6 +20,7 @@ from relay.framing import (
     CapsuleValue,
     ConnectTcp,
     ConnectUdp,
+    ConnectUdpBind,
     FramingError,
     decode_varint,
     encode_capsule,
@@ -369,12 +370,119 @@ def test_datagrams_may_not_end_inside_a_capsule(cut: int) -> None:
         machine.receive_end()
 
 
+PEER, OTHER = ("192.0.2.1", 53), ("2001:db8::1", 443)
+
+
+def bound(**options: Any) -> tuple[ConnectUdpBind, ConnectUdpBind]:
+    return ConnectUdpBind("client", **options), ConnectUdpBind("proxy", permit=lambda host, port: port != 25, **options)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([PEER, OTHER, ("192.0.2.7", 1)]), st.binary(max_size=30)), max_size=6), st.data()
+)
+def test_bound_datagrams_arrive_however_they_are_split(given: list[tuple[Any, bytes]], data: st.DataObject) -> None:
+    # = connect-udp-bind §4 uncompressed-format
+    near, far = bound()
+    near.open()
+    near.open(OTHER)
+    wire = near.take_pending() + b"".join(near.send(peer, payload) or b"" for peer, payload in given)
+    cuts = data.draw(st.lists(st.integers(0, 400), max_size=12))
+    assert [found for piece in split(wire, cuts) for found in far.receive(piece)] == given
+    far.receive_end()
+    near.receive(far.take_pending())
+    # = connect-udp-bind §8 forward-by-context
+    assert [near.receive_datagram(far.send_datagram(peer, payload) or b"") for peer, payload in given] == given
+
+
+def test_contexts_of_peers() -> None:
+    near, far = bound()
+    with pytest.raises(FramingError):
+        far.open(PEER)  # not while the uncompressed context is closed
+    assert near.send(PEER, b"x") is None
+    assert near.send_datagram(PEER, b"x") is None
+    uncompressed, ours = near.open(), near.open(PEER)
+    for again in (None, PEER):
+        with pytest.raises(FramingError):
+            near.open(again)
+    # = connect-udp-bind §3 parity
+    assert (uncompressed, ours) == (2, 4)
+    assert not near.is_acknowledged(ours)
+    # Until it is acknowledged the uncompressed one is the surer way.
+    assert near.send_datagram(PEER, b"x") == b"\x02\x04\xc0\x00\x02\x01\x00\x35x"
+    far.receive(near.take_pending())
+    near.receive(far.take_pending())
+    assert near.is_acknowledged(ours)
+    assert near.send_datagram(PEER, b"x") == b"\x04x"
+    theirs = far.open(OTHER)
+    assert theirs == 1
+    near.receive(far.take_pending())
+    far.receive(near.take_pending())
+    assert far.send_datagram(OTHER, b"y") == b"\x01y"
+    # = connect-udp-bind §3.3 none-after-close
+    assert near.close(theirs)
+    assert not near.close(theirs)
+    assert near.receive_datagram(b"\x01late") is None
+    assert near.unknown_contexts == 1
+
+
+def test_what_a_proxy_permits() -> None:
+    # = connect-udp-bind §9 check-each-target
+    near, far = bound()
+    near.open()
+    rejected = near.open(("192.0.2.1", 25))
+    assert far.receive(near.take_pending() + (near.send(("192.0.2.9", 25), b"x") or b"")) == []
+    assert far.refused == 1
+    near.receive(far.take_pending())
+    assert not near.close(rejected)
+
+    def broken(host: str, port: int) -> bool:
+        raise LookupError(host)
+
+    angry = ConnectUdpBind("proxy", permit=broken)
+    client = ConnectUdpBind("client")
+    client.open(PEER)
+    with pytest.raises(LookupError, match=r"192\.0\.2\.1"):
+        angry.receive(client.take_pending())
+
+
+def test_context_0_of_bound_tunnels() -> None:
+    # = connect-udp-bind §3 context-0-target
+    near, far = bound(target=PEER)
+    assert near.send_datagram(PEER, b"x") == b"\x00x"
+    assert far.receive_datagram(b"\x00x") == (PEER, b"x")
+    # = connect-udp-bind §3 context-0-aborts
+    _, far = bound()
+    for _ in range(2):
+        with pytest.raises(FramingError):
+            far.receive_datagram(b"\x00x")
+
+
+def test_arguments_of_bound_tunnels() -> None:
+    with pytest.raises(ValueError, match="role must be"):
+        ConnectUdpBind("server")
+    with pytest.raises(ValueError, match="needs permit"):
+        ConnectUdpBind("proxy")
+    near, _ = bound()
+    near.open()
+    for peer in (("host", 1), ("[::1]", 1)):
+        with pytest.raises(ValueError, match="IP address"):
+            near.send(peer, b"")
+    with pytest.raises(ValueError, match="at most 65527"):
+        near.send(PEER, bytes(LONGEST + 1))
+    with pytest.raises(OverflowError):
+        near.open(("::1", 65_536))
+
+
 @given(st.lists(st.binary(max_size=20), max_size=20))
 def test_no_input_breaks_the_decoders(pieces: list[bytes]) -> None:
     decoder, machine, datagrams = CapsuleDecoder(8), ConnectTcp(data=1, final_data=2), ConnectUdp()
+    peers = bound()
     for piece in pieces:
         decoder.feed(piece)
         with contextlib.suppress(FramingError):
             machine.receive(piece)
         with contextlib.suppress(FramingError):
             datagrams.receive(piece)
+        for end in peers:
+            with contextlib.suppress(FramingError):
+                end.receive(piece)

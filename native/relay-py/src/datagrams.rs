@@ -9,12 +9,12 @@ use pyo3::types::PyBytes;
 use crate::buffer::Bytes;
 use crate::tunnel::malformed;
 
-/// `header` and then the payload, which must be one that UDP can carry.
+/// `front` and then the payload, which must be one that UDP can carry.
 //= rfc9298 §5 context-0-limit
-fn behind<'py>(
+pub(crate) fn behind<'py>(
     py: Python<'py>,
     payload: &[u8],
-    header: impl FnOnce(usize, &mut [u8; MAX_OVERHEAD]) -> usize,
+    front: impl FnOnce(usize) -> Vec<u8>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     if payload.len() > MAX_PAYLOAD {
         return Err(PyValueError::new_err(format!(
@@ -22,64 +22,79 @@ fn behind<'py>(
             payload.len()
         )));
     }
-    let mut front = [0; MAX_OVERHEAD];
-    let used = header(payload.len(), &mut front);
-    PyBytes::new_with(py, used + payload.len(), |out| {
-        out[..used].copy_from_slice(&front[..used]);
-        out[used..].copy_from_slice(payload);
+    let front = front(payload.len());
+    PyBytes::new_with(py, front.len() + payload.len(), |out| {
+        out[..front.len()].copy_from_slice(&front);
+        out[front.len()..].copy_from_slice(payload);
         Ok(())
     })
+}
+
+/// What a machine sees at the front of the data stream.
+pub(crate) enum Seen<P> {
+    Idle,
+    Skip(usize),
+    More(usize),
+    /// Whose payload it is, where it begins and how long it is.
+    Payload(P, usize, usize),
+}
+
+/// A capsule that is not complete; never longer than the longest that can hold a payload.
+#[derive(Default)]
+pub(crate) struct Held(Vec<u8>);
+
+impl Held {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Gives every payload that `data` completes to `found`.
+    pub(crate) fn sort<P>(
+        &mut self,
+        mut data: &[u8],
+        look: &mut impl FnMut(&[u8]) -> Result<Seen<P>, Malformed>,
+        found: &mut impl FnMut(P, &[u8]),
+    ) -> Result<(), Malformed> {
+        let held = &mut self.0;
+        // What is missing of the capsule that is held, and no more, so that the rest need not be copied.
+        while !held.is_empty() {
+            match look(held)? {
+                Seen::More(_) | Seen::Idle if data.is_empty() => return Ok(()),
+                Seen::More(bytes) => {
+                    let (now, later) = data.split_at(data.len().min(bytes - held.len()));
+                    held.extend_from_slice(now);
+                    data = later;
+                }
+                Seen::Skip(bytes) => drop(held.drain(..bytes)),
+                Seen::Payload(peer, start, length) => {
+                    found(peer, &held[start..start + length]);
+                    held.clear();
+                }
+                Seen::Idle => {}
+            }
+        }
+        loop {
+            match look(data)? {
+                Seen::Idle => return Ok(()),
+                Seen::Skip(bytes) => data = &data[bytes..],
+                Seen::Payload(peer, start, length) => {
+                    found(peer, &data[start..start + length]);
+                    data = &data[start + length..];
+                }
+                Seen::More(_) => {
+                    held.extend_from_slice(data);
+                    return Ok(());
+                }
+            }
+        }
+    }
 }
 
 /// One end of a connect-udp tunnel.
 #[pyclass(module = "relay._native")]
 pub(crate) struct ConnectUdp {
     machine: udp::ConnectUdp,
-    /// A capsule that is not complete; never longer than the longest that can hold a payload.
-    held: Vec<u8>,
-}
-
-impl ConnectUdp {
-    /// Gives every payload in `data` to `payload`; what is left is a capsule that is not complete.
-    fn take<'d>(
-        machine: &mut udp::ConnectUdp,
-        mut data: &'d [u8],
-        payload: &mut impl FnMut(&[u8]),
-    ) -> Result<&'d [u8], Malformed> {
-        loop {
-            match machine.inbound(data)? {
-                Step::Idle | Step::More(_) => return Ok(data),
-                Step::Skip(bytes) => data = &data[bytes..],
-                Step::Payload { start, length } => {
-                    payload(&data[start..start + length]);
-                    data = &data[start + length..];
-                }
-            }
-        }
-    }
-
-    fn sort(&mut self, mut data: &[u8], payload: &mut impl FnMut(&[u8])) -> Result<(), Malformed> {
-        // What is missing of the capsule that is held, and no more, so that the rest need not be copied.
-        while !self.held.is_empty() {
-            match self.machine.inbound(&self.held)? {
-                Step::More(_) | Step::Idle if data.is_empty() => return Ok(()),
-                Step::More(bytes) => {
-                    let (now, later) = data.split_at(data.len().min(bytes - self.held.len()));
-                    self.held.extend_from_slice(now);
-                    data = later;
-                }
-                Step::Skip(bytes) => drop(self.held.drain(..bytes)),
-                Step::Payload { start, length } => {
-                    payload(&self.held[start..start + length]);
-                    self.held.clear();
-                }
-                Step::Idle => {}
-            }
-        }
-        let rest = Self::take(&mut self.machine, data, payload)?;
-        self.held.extend_from_slice(rest);
-        Ok(())
-    }
+    held: Held,
 }
 
 #[pymethods]
@@ -88,7 +103,7 @@ impl ConnectUdp {
     fn new() -> Self {
         Self {
             machine: udp::ConnectUdp::new(),
-            held: Vec::new(),
+            held: Held::default(),
         }
     }
 
@@ -100,8 +115,17 @@ impl ConnectUdp {
         data: Bytes<'py>,
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let mut payloads = Vec::new();
-        let mut found = |payload: &[u8]| payloads.push(PyBytes::new(py, payload));
-        match self.sort(data.as_slice(), &mut found) {
+        let mut found = |(), payload: &[u8]| payloads.push(PyBytes::new(py, payload));
+        let machine = &mut self.machine;
+        let mut look = |data: &[u8]| {
+            Ok(match machine.inbound(data)? {
+                Step::Idle => Seen::Idle,
+                Step::Skip(bytes) => Seen::Skip(bytes),
+                Step::More(bytes) => Seen::More(bytes),
+                Step::Payload { start, length } => Seen::Payload((), start, length),
+            })
+        };
+        match self.held.sort(data.as_slice(), &mut look, &mut found) {
             // The machine repeats its fault. What was sent before it was sent well, however the stream is split.
             Err(fault) if payloads.is_empty() => Err(malformed(fault)),
             Ok(()) | Err(_) => Ok(payloads),
@@ -127,16 +151,17 @@ impl ConnectUdp {
     /// A DATAGRAM capsule that holds the payload.
     #[staticmethod]
     fn send<'py>(py: Python<'py>, payload: Bytes<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        behind(py, payload.as_slice(), udp::capsule_header)
+        behind(py, payload.as_slice(), |length| {
+            let mut front = [0; MAX_OVERHEAD];
+            let used = udp::capsule_header(length, &mut front);
+            front[..used].to_vec()
+        })
     }
 
     /// An HTTP datagram that holds the payload.
     #[staticmethod]
     fn send_datagram<'py>(py: Python<'py>, payload: Bytes<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        behind(py, payload.as_slice(), |_, out| {
-            out[..CONTEXT.len()].copy_from_slice(&CONTEXT);
-            CONTEXT.len()
-        })
+        behind(py, payload.as_slice(), |_| CONTEXT.to_vec())
     }
 
     /// Capsules skipped because their type means nothing here; reserved types are not counted.

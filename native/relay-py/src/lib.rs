@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+mod bind;
 mod bridge;
 mod buffer;
 mod client;
@@ -26,6 +27,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::bind::ConnectUdpBind;
     #[pymodule_export]
     use crate::bridge::Bridge;
     #[pymodule_export]
