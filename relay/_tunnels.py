@@ -35,12 +35,22 @@ class StreamProtocol(asyncio.StreamReaderProtocol):
         # Weak, as the base has it: who drops the reader has no use for the rest.
         self._own_reader = weakref.ref(reader)
         self._own_transport: asyncio.BaseTransport | None = None
+        self._own_writer: weakref.ref[asyncio.StreamWriter] | None = None
         #: Done once the transport is gone.
         self.lost: asyncio.Future[None] = loop.create_future()
 
+    def writer(self, transport: asyncio.WriteTransport, reader: asyncio.StreamReader) -> asyncio.StreamWriter:
+        """The writer that goes with the reader."""
+        writer = asyncio.StreamWriter(transport, self, reader, self.lost.get_loop())
+        self._own_writer = weakref.ref(writer)
+        return writer
+
     def is_closing(self) -> bool:
         """The program closed it, and it is not gone yet."""
-        return self._own_transport is not None and self._own_transport.is_closing() and not self.lost.done()
+        # TLS inside the tunnel (`start_tls`) has a transport above this one, which has something to say first.
+        writer = self._own_writer() if self._own_writer is not None else None
+        transports = (self._own_transport, writer.transport if writer is not None else None)
+        return not self.lost.done() and any(it is not None and it.is_closing() for it in transports)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._own_transport = transport

@@ -19,7 +19,6 @@ from relay._tunnels import StreamProtocol, UdpTunnel
 from relay.errors import ClientError, ProxyMisbehaved, ProxyUnreachable, RelayError, TunnelRefused
 
 _File = str | os.PathLike[str]
-_Failure = tuple[str, str, int, str | None, str | None, list[tuple[str, str]]]
 
 _PORTS = {"https": 443, "http": 80}
 #: How long tunnels that the program has closed may take to deliver what was written to them, in seconds.
@@ -125,8 +124,8 @@ class Client:
 
         ``host`` is a name, which the proxy resolves, or an address without brackets. The streams are asyncio's own,
         with half-close both ways (``write_eof``). A tunnel that is reset, or cut off with its connection, raises
-        ConnectionResetError on reading and never looks like an end of file. ``limit`` is that of
-        ``asyncio.open_connection``.
+        ConnectionResetError on reading and never looks like an end of file. For TLS with the target, call
+        ``writer.start_tls``. ``limit`` is that of ``asyncio.open_connection``.
 
         Raises ClientError: ProxyUnreachable, TunnelRefused, ProxyMisbehaved; ValueError for a target that cannot be.
         Cancelling gives the request up.
@@ -142,7 +141,7 @@ class Client:
             raise
         self._streams.add(protocol)
         protocol.lost.add_done_callback(lambda _: self._streams.discard(protocol))
-        return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
+        return reader, protocol.writer(transport, reader)
 
     async def open_udp(self, host: str, port: int) -> UdpTunnel:
         """Opens a tunnel to a UDP target (RFC 9298); returns once the proxy has a socket for it.

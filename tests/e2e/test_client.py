@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import re
 import signal
+import socket
+import ssl
+import struct
 import sys
 import tomllib
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any
 
 import pytest
 from peers.model import TOKEN
+from peers.pki import Authority
 from peers.process import RelayProcess, StartRelay, until
 from peers.target import BlackHole, Target, echo, unused_port
 from peers.udp import UdpTarget
@@ -156,6 +161,53 @@ async def test_a_closed_client_cuts_its_tunnels_off(relay: RelayProcess, transpo
         await proxy.aclose()
 
 
+async def test_tls_inside_a_tunnel(
+    relay: RelayProcess, transport: str, authority: Authority, server_certificate: tuple[Path, Path]
+) -> None:
+    heard = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(5))
+        heard.set_result(await reader.read())
+        writer.close()
+
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(*server_certificate)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ours)
+    payload = random.Random(3).randbytes(1_000_000)
+    async with server:
+        async with client(relay, transport) as proxy:
+            reader, writer = await proxy.open_tcp("127.0.0.1", server.sockets[0].getsockname()[1])
+            await writer.start_tls(ssl.create_default_context(cafile=authority.file), server_hostname="localhost")
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            writer.write(payload)
+            writer.close()
+        assert await heard == payload
+
+
+async def test_a_reset_under_tls(
+    relay: RelayProcess, authority: Authority, server_certificate: tuple[Path, Path]
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(5))
+        await writer.drain()
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(*server_certificate)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ours)
+    async with server, client(relay, "h2") as proxy:
+        reader, writer = await proxy.open_tcp("127.0.0.1", server.sockets[0].getsockname()[1])
+        await writer.start_tls(ssl.create_default_context(cafile=authority.file), server_hostname="localhost")
+        writer.write(b"hello")
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+
+
 @pytest.mark.timeout(90)
 async def test_much_both_ways(relay: RelayProcess, transport: str) -> None:
     size = 48_000_000
@@ -292,6 +344,22 @@ async def test_a_certificate_that_nobody_vouches_for(relay: RelayProcess, transp
                 await proxy.open_tcp("127.0.0.1", 1)
 
 
+async def test_the_system_s_certificates(relay: RelayProcess, authority: Authority) -> None:
+    endpoint = relay.endpoint("h2")
+    program = (
+        "import asyncio\nfrom relay import Client, TunnelRefused\n"
+        "async def main():\n"
+        f"    async with Client('https://{endpoint.authority}', http='h2') as client:\n"
+        "        try:\n            await client.open_tcp('localhost', 1)\n"
+        "        except TunnelRefused as refused:\n            print(refused.status)\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {**os.environ, "SSL_CERT_FILE": str(authority.file)}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env=environment, stdout=pipe)
+    assert (await process.communicate())[0] == b"401\n"
+
+
 async def test_a_cancelled_request_is_abandoned(relay: RelayProcess, transport: str) -> None:
     with BlackHole() as hole:
         async with client(relay, transport) as proxy:
@@ -342,9 +410,10 @@ def listeners_of(relay: RelayProcess) -> list[tuple[dict[str, Any], str]]:
     return [(listener, endpoint.authority) for listener, (_, endpoint) in zip(listeners, relay.endpoints, strict=True)]
 
 
-async def test_a_drain_moves_tunnels_to_another_connection(launch: StartRelay) -> None:
+@pytest.mark.parametrize("transport", ["h2", "h3"])
+async def test_a_connection_that_drains_is_asked_no_more(launch: StartRelay, transport: str) -> None:
     relay = launch()
-    async with Target(echo) as target, client(relay, "h3") as proxy:
+    async with Target(echo) as target, client(relay, transport, connect_timeout=2) as proxy:
         reader, writer = await proxy.open_tcp(target.host, target.port)
         relay.signal(signal.SIGTERM)
         # GOAWAY was heard, or the port is closed: either way there is nobody to ask any more.
