@@ -1,4 +1,4 @@
-"""The codec from Python: varints, capsules, connect-tcp; any split, any buffer."""
+"""The codec from Python: varints, capsules, connect-tcp, connect-udp; any split, any buffer."""
 
 import array
 import contextlib
@@ -19,6 +19,8 @@ from relay.framing import (
     CapsuleHeader,
     CapsuleValue,
     ConnectTcp,
+    ConnectUdp,
+    ConnectUdpBind,
     FramingError,
     decode_varint,
     encode_capsule,
@@ -107,6 +109,8 @@ def test_any_buffer_will_do(buffer: Callable[[bytes], Any]) -> None:
     assert CapsuleDecoder().feed(buffer(wire)) == [Capsule(7, b"abc")]
     machine = ConnectTcp()
     assert ConnectTcp().receive(buffer(machine.send(buffer(b"abc")))) == b"abc"
+    assert ConnectUdp().receive(buffer(ConnectUdp.send(buffer(b"abc")))) == [b"abc"]
+    assert ConnectUdp().receive_datagram(buffer(ConnectUdp.send_datagram(buffer(b"abc")))) == b"abc"
 
 
 def test_wider_items_are_the_bytes_that_they_are_in_memory() -> None:
@@ -271,10 +275,214 @@ def test_types_that_no_tunnel_can_have(data: int, final_data: int, expected: str
         ConnectTcp("own", data=data, final_data=final_data)
 
 
+LONGEST = 65_527
+
+
+def test_how_a_payload_looks_on_the_wire() -> None:
+    # = rfc9298 §5 context-0-payload
+    assert ConnectUdp.send(b"abc") == b"\x00\x04\x00abc"
+    assert ConnectUdp.send_datagram(b"abc") == b"\x00abc"
+    assert ConnectUdp.send(b"") == b"\x00\x01\x00"
+    assert ConnectUdp.send_datagram(b"") == b"\x00"
+
+
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=30), st.sampled_from(["payload", "grease", "unknown", "context"])), max_size=6
+    ),
+    st.lists(st.integers(0, 400), max_size=12),
+)
+def test_datagrams_arrive_however_they_are_split(given: list[tuple[bytes, str]], cuts: list[int]) -> None:
+    # = rfc9298 §4 unknown-context
+    # = rfc9297 §3.2 skip-unknown
+    makers: dict[str, Callable[[bytes], bytes]] = {
+        "payload": ConnectUdp.send,
+        "grease": lambda value: encode_capsule(0x17, value),
+        "unknown": lambda value: encode_capsule(0x1234, value),
+        "context": lambda value: encode_capsule(framing.DATAGRAM, encode_varint(77) + value),
+    }
+    wire = b"".join(makers[kind](value) for value, kind in given)
+    for pieces in (split(wire, cuts), [bytes([byte]) for byte in wire]):
+        machine = ConnectUdp()
+        found = [payload for piece in pieces for payload in machine.receive(piece)]
+        assert found == [value for value, kind in given if kind == "payload"]
+        machine.receive_end()
+        kinds = [kind for _, kind in given]
+        assert (machine.unknown_capsules, machine.unknown_contexts) == (kinds.count("unknown"), kinds.count("context"))
+
+
+def test_datagrams_of_frames() -> None:
+    # = rfc9298 §4 unknown-context
+    machine = ConnectUdp()
+    assert machine.receive_datagram(b"\x00abc") == b"abc"
+    assert machine.receive_datagram(b"\x40\x00abc") == b"abc"
+    assert machine.receive_datagram(b"\x00") == b""
+    assert machine.receive_datagram(b"\x02abc") is None
+    assert machine.unknown_contexts == 1
+    for _ in range(2):
+        with pytest.raises(FramingError):
+            machine.receive_datagram(b"")
+    with pytest.raises(FramingError):
+        machine.receive(ConnectUdp.send(b"late"))
+
+
+def test_the_longest_payload() -> None:
+    # = rfc9298 §5 context-0-limit
+    payload = bytes(LONGEST)
+    assert framing.MAX_UDP_PAYLOAD == LONGEST
+    assert ConnectUdp().receive(ConnectUdp.send(payload)) == [payload]
+    for send in (ConnectUdp.send, ConnectUdp.send_datagram):
+        with pytest.raises(ValueError, match="at most 65527"):
+            send(payload + b"!")
+    with pytest.raises(FramingError):
+        ConnectUdp().receive_datagram(b"\x00" + payload + b"!")
+
+
+def test_what_is_too_long_is_told_at_once_and_never_held() -> None:
+    # = rfc9298 §5 context-0-limit
+    machine = ConnectUdp()
+    good = ConnectUdp.send(b"one") + ConnectUdp.send(b"two")
+    assert machine.receive(good + encode_capsule_header(framing.DATAGRAM, LONGEST + 2) + b"\x00") == [b"one", b"two"]
+    for _ in range(2):
+        with pytest.raises(FramingError):
+            machine.receive(b"more")
+    # Of another context's datagrams nothing is known but that they are not for us.
+    machine = ConnectUdp()
+    assert machine.receive(encode_capsule_header(framing.DATAGRAM, 1 << 40) + b"\x02" + bytes(1000)) == []
+    assert machine.unknown_contexts == 1
+    with pytest.raises(FramingError):
+        machine.receive_end()
+
+
+def test_a_datagram_without_a_context_is_malformed() -> None:
+    # = rfc9297 §3.3 malformed-capsule
+    for wire in (b"\x00\x00", b"\x00\x01\x40"):
+        with pytest.raises(FramingError):
+            ConnectUdp().receive(wire)
+
+
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_datagrams_may_not_end_inside_a_capsule(cut: int) -> None:
+    # = rfc9297 §3.3 truncated-capsule
+    machine = ConnectUdp()
+    assert machine.receive(ConnectUdp.send(b"abc")[:cut]) == []
+    with pytest.raises(FramingError):
+        machine.receive_end()
+
+
+PEER, OTHER = ("192.0.2.1", 53), ("2001:db8::1", 443)
+
+
+def bound(**options: Any) -> tuple[ConnectUdpBind, ConnectUdpBind]:
+    return ConnectUdpBind("client", **options), ConnectUdpBind("proxy", permit=lambda host, port: port != 25, **options)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([PEER, OTHER, ("192.0.2.7", 1)]), st.binary(max_size=30)), max_size=6), st.data()
+)
+def test_bound_datagrams_arrive_however_they_are_split(given: list[tuple[Any, bytes]], data: st.DataObject) -> None:
+    # = connect-udp-bind §4 uncompressed-format
+    near, far = bound()
+    near.open()
+    near.open(OTHER)
+    wire = near.take_pending() + b"".join(near.send(peer, payload) or b"" for peer, payload in given)
+    cuts = data.draw(st.lists(st.integers(0, 400), max_size=12))
+    assert [found for piece in split(wire, cuts) for found in far.receive(piece)] == given
+    far.receive_end()
+    near.receive(far.take_pending())
+    # = connect-udp-bind §8 forward-by-context
+    assert [near.receive_datagram(far.send_datagram(peer, payload) or b"") for peer, payload in given] == given
+
+
+def test_contexts_of_peers() -> None:
+    near, far = bound()
+    with pytest.raises(FramingError):
+        far.open(PEER)  # not while the uncompressed context is closed
+    assert near.send(PEER, b"x") is None
+    assert near.send_datagram(PEER, b"x") is None
+    uncompressed, ours = near.open(), near.open(PEER)
+    for again in (None, PEER):
+        with pytest.raises(FramingError):
+            near.open(again)
+    # = connect-udp-bind §3 parity
+    assert (uncompressed, ours) == (2, 4)
+    assert not near.is_acknowledged(ours)
+    # Until it is acknowledged the uncompressed one is the surer way.
+    assert near.send_datagram(PEER, b"x") == b"\x02\x04\xc0\x00\x02\x01\x00\x35x"
+    far.receive(near.take_pending())
+    near.receive(far.take_pending())
+    assert near.is_acknowledged(ours)
+    assert near.send_datagram(PEER, b"x") == b"\x04x"
+    theirs = far.open(OTHER)
+    assert theirs == 1
+    near.receive(far.take_pending())
+    far.receive(near.take_pending())
+    assert far.send_datagram(OTHER, b"y") == b"\x01y"
+    # = connect-udp-bind §3.3 none-after-close
+    assert near.close(theirs)
+    assert not near.close(theirs)
+    assert near.receive_datagram(b"\x01late") is None
+    assert near.unknown_contexts == 1
+
+
+def test_what_a_proxy_permits() -> None:
+    # = connect-udp-bind §9 check-each-target
+    near, far = bound()
+    near.open()
+    rejected = near.open(("192.0.2.1", 25))
+    assert far.receive(near.take_pending() + (near.send(("192.0.2.9", 25), b"x") or b"")) == []
+    assert far.refused == 1
+    near.receive(far.take_pending())
+    assert not near.close(rejected)
+
+    def broken(host: str, port: int) -> bool:
+        raise LookupError(host)
+
+    angry = ConnectUdpBind("proxy", permit=broken)
+    client = ConnectUdpBind("client")
+    client.open(PEER)
+    with pytest.raises(LookupError, match=r"192\.0\.2\.1"):
+        angry.receive(client.take_pending())
+
+
+def test_context_0_of_bound_tunnels() -> None:
+    # = connect-udp-bind §3 context-0-target
+    near, far = bound(target=PEER)
+    assert near.send_datagram(PEER, b"x") == b"\x00x"
+    assert far.receive_datagram(b"\x00x") == (PEER, b"x")
+    # = connect-udp-bind §3 context-0-aborts
+    _, far = bound()
+    for _ in range(2):
+        with pytest.raises(FramingError):
+            far.receive_datagram(b"\x00x")
+
+
+def test_arguments_of_bound_tunnels() -> None:
+    with pytest.raises(ValueError, match="role must be"):
+        ConnectUdpBind("server")
+    with pytest.raises(ValueError, match="needs permit"):
+        ConnectUdpBind("proxy")
+    near, _ = bound()
+    near.open()
+    for peer in (("host", 1), ("[::1]", 1)):
+        with pytest.raises(ValueError, match="IP address"):
+            near.send(peer, b"")
+    with pytest.raises(ValueError, match="at most 65527"):
+        near.send(PEER, bytes(LONGEST + 1))
+    with pytest.raises(OverflowError):
+        near.open(("::1", 65_536))
+
+
 @given(st.lists(st.binary(max_size=20), max_size=20))
 def test_no_input_breaks_the_decoders(pieces: list[bytes]) -> None:
-    decoder, machine = CapsuleDecoder(8), ConnectTcp(data=1, final_data=2)
+    decoder, machine, datagrams = CapsuleDecoder(8), ConnectTcp(data=1, final_data=2), ConnectUdp()
+    peers = bound()
     for piece in pieces:
         decoder.feed(piece)
         with contextlib.suppress(FramingError):
             machine.receive(piece)
+        with contextlib.suppress(FramingError):
+            datagrams.receive(piece)
+        for end in peers:
+            with contextlib.suppress(FramingError):
+                end.receive(piece)

@@ -2,9 +2,12 @@
 
 use pyo3::prelude::*;
 
+mod bind;
 mod bridge;
 mod buffer;
+mod client;
 mod codec;
+mod datagrams;
 mod engine;
 mod load;
 mod logs;
@@ -25,12 +28,18 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use crate::bind::ConnectUdpBind;
+    #[pymodule_export]
     use crate::bridge::Bridge;
+    #[pymodule_export]
+    use crate::client::{Client, ClientEnd};
     #[pymodule_export]
     use crate::codec::{
         Capsule, CapsuleDecoder, CapsuleHeader, CapsuleValue, decode_varint, encode_capsule,
         encode_capsule_header, encode_varint,
     };
+    #[pymodule_export]
+    use crate::datagrams::ConnectUdp;
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]
@@ -60,6 +69,7 @@ mod _native {
         };
         module.add("BUILD_PROFILE", profile)?;
         module.add("MAX_USER_PASS", relay_engine::auth::MAX_USER_PASS)?;
+        module.add("MAX_UDP_PAYLOAD", capsule_core::protocols::udp::MAX_PAYLOAD)?;
         module.add("MAX_VARINT", capsule_core::varint::MAX)
     }
 }

@@ -10,7 +10,7 @@ use pyo3::types::PyBytes;
 use crate::buffer::Bytes;
 use crate::codec::{FramingError, varint_of};
 
-fn malformed(fault: Malformed) -> PyErr {
+pub(crate) fn malformed(fault: Malformed) -> PyErr {
     FramingError::new_err(fault.to_string())
 }
 

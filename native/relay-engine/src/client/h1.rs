@@ -10,12 +10,31 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::transport::h1::{Io, clear_halves, secure_halves};
 use crate::transport::tls::connect;
+use crate::transport::wire::Wire;
 
 /// The longest response head.
 const MOST: usize = 32 * 1024;
 
+/// A request on its way. Given up before there is an answer, it is a RST: FIN would only tell the proxy that nothing more is sent.
+struct Unanswered(Option<Wire>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(wire) = &self.0 {
+            wire.reset_on_close();
+        }
+    }
+}
+
 pub(super) async fn open(proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error> {
-    let mut wire = proxy.dial().await?;
+    let wire = proxy.dial().await?;
+    let mut unanswered = Unanswered(Some(wire.clone()));
+    let opened = ask(proxy, wanted, wire).await;
+    unanswered.0 = None;
+    opened
+}
+
+async fn ask(proxy: &Proxy, wanted: Wanted, mut wire: Wire) -> Result<Opened, Error> {
     let request = render(proxy, &wanted);
     match &proxy.tls {
         None => {
@@ -24,7 +43,7 @@ pub(super) async fn open(proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error>
             Ok(Opened::new(fields, Recv::Clear(recv), Send::Clear(send)))
         }
         Some(config) => {
-            let config = Arc::new(tls::with_alpn(config, b"http/1.1"));
+            let config = Arc::new(tls::with_alpn(config, &[b"http/1.1"]));
             let name = proxy.server_name()?;
             let (mut stream, _) = connect(config, name, wire).await?;
             let (fields, early) = exchange(&mut stream, &request, &wanted).await?;

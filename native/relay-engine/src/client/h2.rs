@@ -1,5 +1,7 @@
 //! HTTP/2: one connection, ALPN or prior knowledge.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -28,24 +30,41 @@ const MAX_FRAME: u32 = 256 << 10;
 pub(super) struct Connection {
     requests: SendRequest<Bytes>,
     allowance: Allowance,
+    over: Rc<Cell<bool>>,
 }
 
 impl Connection {
     pub(super) async fn open(proxy: &Proxy) -> Result<Self, Error> {
+        match Self::negotiate(proxy, &[b"h2"]).await? {
+            Some(connection) => Ok(connection),
+            None => Err(Error::Protocol("the proxy did not agree to h2")),
+        }
+    }
+
+    /// Connects and offers `protocols` by ALPN; `None`: the proxy took another one than h2, or none. In the clear it is not asked.
+    pub(super) async fn negotiate(
+        proxy: &Proxy,
+        protocols: &[&[u8]],
+    ) -> Result<Option<Self>, Error> {
         let frame = proxy.max_frame.unwrap_or(MAX_FRAME);
         let wire = proxy.dial().await?;
         match &proxy.tls {
-            None => Self::start(wire, frame).await,
+            None => Self::start(wire, frame).await.map(Some),
             Some(config) => {
-                let config = Arc::new(tls::with_alpn(config, b"h2"));
+                let config = Arc::new(tls::with_alpn(config, protocols));
                 let name = proxy.server_name()?;
                 let (stream, agreed) = connect(config, name, wire).await?;
                 if agreed.alpn.as_deref() != Some(b"h2") {
-                    return Err(Error::Protocol("the proxy did not agree to h2"));
+                    return Ok(None);
                 }
-                Self::start(stream, frame).await
+                Self::start(stream, frame).await.map(Some)
             }
         }
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.get()
     }
 
     async fn start<I>(io: I, max_frame: u32) -> Result<Self, Error>
@@ -60,6 +79,8 @@ impl Connection {
             .max_header_list_size(32 << 10)
             .max_send_buffer_size(256 << 10)
             .enable_push(false);
+        let over = Rc::new(Cell::new(false));
+        let ended = over.clone();
         let (tell, told) = oneshot::channel();
         spawn_local(gather(io, |io| async move {
             match builder.handshake(io).await {
@@ -67,6 +88,7 @@ impl Connection {
                     let _ = tell.send(Ok((requests, connection.ping_pong())));
                     // Its end shows on every stream.
                     let _ = connection.await;
+                    ended.set(true);
                 }
                 Err(error) => {
                     let _ = tell.send(Err(error));
@@ -83,6 +105,7 @@ impl Connection {
         Ok(Self {
             requests,
             allowance: Allowance::new(UNSENT),
+            over,
         })
     }
 

@@ -1,6 +1,6 @@
 //! HTTP/3: one QUIC connection.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::{Rc, Weak};
@@ -43,6 +43,8 @@ struct Shared {
     requests: Requests,
     /// The proxy's settings, once they arrived.
     settings: watch::Receiver<Option<Settings>>,
+    /// The proxy takes no more requests (GOAWAY).
+    leaving: Cell<bool>,
     /// Our control stream, which must not end before the connection.
     _control: quic::SendStream,
     _endpoint: quic::Endpoint,
@@ -83,7 +85,7 @@ impl fmt::Debug for Connection {
 impl Connection {
     pub(super) async fn open(proxy: &Proxy) -> Result<Self, Error> {
         let config = proxy.tls.as_ref().ok_or(Error::Usage("HTTP/3 needs TLS"))?;
-        let mut crypto = tls::with_alpn(config, b"h3");
+        let mut crypto = tls::with_alpn(config, &[b"h3"]);
         crypto.enable_early_data = false;
         let crypto = quic::QuicClientConfig::try_from(crypto).map_err(failed)?;
         let mut client = quic::ClientConfig::new(Arc::new(crypto));
@@ -115,12 +117,18 @@ impl Connection {
             quic: quic.clone(),
             requests: Requests::new(Side::Client),
             settings,
+            leaving: Cell::new(false),
             _control: control,
             _endpoint: endpoint,
         });
         spawn_local(take_datagrams(quic.clone(), Rc::downgrade(&shared)));
         spawn_local(listen(quic, sender, Rc::downgrade(&shared)));
         Ok(Self(shared))
+    }
+
+    /// Whether it has ended, or will.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.leaving.get() || self.0.quic.close_reason().is_some()
     }
 
     pub(super) async fn open_tunnel(&self, proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error> {
@@ -294,11 +302,20 @@ async fn unidirectional(
         match purpose {
             Purpose::Control => {
                 while let Some(said) = control.next(&mut data)? {
-                    if let Control::Settings(theirs) = said {
-                        if let Some(connection) = connection.upgrade() {
-                            connection.requests.permitted().set(theirs.h3_datagram);
+                    let connection = connection.upgrade();
+                    match said {
+                        Control::Settings(theirs) => {
+                            if let Some(connection) = connection {
+                                connection.requests.permitted().set(theirs.h3_datagram);
+                            }
+                            settings.send_replace(Some(theirs));
                         }
-                        settings.send_replace(Some(theirs));
+                        Control::Goaway(_) => {
+                            if let Some(connection) = connection {
+                                connection.leaving.set(true);
+                            }
+                        }
+                        Control::MaxPushId(_) => {}
                     }
                 }
             }

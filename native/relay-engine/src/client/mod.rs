@@ -4,33 +4,43 @@
 //! Everything here stays on one thread: run it inside a `tokio::task::LocalSet`.
 
 mod datagrams;
+mod failure;
 mod h1;
 mod h2;
 mod h3;
 mod halves;
+mod link;
+pub mod local;
 mod tls;
 mod tunnel;
 
 pub use datagrams::{DatagramReceiver, DatagramSender, DatagramTunnel, Sent};
+pub use failure::{Failure, Reason};
 pub use halves::{Recv, Send};
-pub use tls::trusting;
+pub use link::{Link, Settings};
+pub use tls::{trusting, trusting_the_system};
 pub use tunnel::{Cut, Receiver, Sender, Tunnel};
 
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use capsule_core::protocols::{self, Profile, Protocol, TargetKind};
 use capsule_core::template::Template;
 use capsule_core::tunnel::AnyStreamTunnel;
 use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use crate::config::{CongestionControl, Http};
 use crate::transport::wire::Wire;
 
+/// Silence of a TCP connection after which the proxy is asked whether it is still there, and how often until it is given up.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// `Capsule-Protocol`.
 const CAPSULE_PROTOCOL: HeaderName = HeaderName::from_static("capsule-protocol");
 
@@ -72,6 +82,11 @@ impl Proxy {
     async fn dial(&self) -> Result<Wire, Error> {
         let tcp = TcpStream::connect(self.address).await?;
         tcp.set_nodelay(true)?;
+        // A path that died without a word must not be taken for a connection for ever.
+        let probes = TcpKeepalive::new()
+            .with_time(PROBE_AFTER)
+            .with_interval(PROBE_EVERY);
+        SockRef::from(&tcp).set_tcp_keepalive(&probes)?;
         Ok(Wire::new(tcp))
     }
 }
@@ -109,6 +124,22 @@ impl Form {
         Self::by_name("connect-udp")
     }
 
+    /// `connect`, or a templated protocol by one of its tokens, at its default template.
+    #[must_use]
+    pub fn by_token(token: &str) -> Option<Self> {
+        if token == "connect" {
+            return Some(Self::Connect);
+        }
+        protocols::TABLE.iter().find_map(|protocol| {
+            let profile = protocol.profiles.iter().find(|it| it.token == token)?;
+            Some(Self::Templated {
+                protocol,
+                template: Template::compile(protocol.default_template?).ok()?,
+                profile: profile.clone(),
+            })
+        })
+    }
+
     fn by_name(name: &str) -> Result<Self, Error> {
         const UNSOUND: Error = Error::Usage("the protocol table has no such templated protocol");
         let protocol = protocols::by_name(name).ok_or(UNSOUND)?;
@@ -125,6 +156,10 @@ impl Form {
             Self::Connect => TargetKind::Stream,
             Self::Templated { protocol, .. } => protocol.target,
         }
+    }
+
+    fn is_of_datagrams(&self) -> bool {
+        self.carries() == TargetKind::Datagram
     }
 
     fn machine(&self) -> Result<AnyStreamTunnel, Error> {
@@ -256,6 +291,36 @@ impl Client {
             Http::H3 => Connection::H3(h3::Connection::open(&proxy).await?),
         };
         Ok(Self { proxy, connection })
+    }
+
+    /// Connects by TCP and takes HTTP/2 or else HTTP/1.1, as the proxy wants it by ALPN.
+    ///
+    /// # Errors
+    /// As for [`connect`](Self::connect).
+    pub async fn negotiate(proxy: Proxy) -> Result<Self, Error> {
+        let connection = h2::Connection::negotiate(&proxy, &[b"h2", b"http/1.1"]).await?;
+        let connection = connection.map_or(Connection::H1, Connection::H2);
+        Ok(Self { proxy, connection })
+    }
+
+    /// The version spoken.
+    #[must_use]
+    pub fn http(&self) -> Http {
+        match &self.connection {
+            Connection::H1 => Http::H1,
+            Connection::H2(_) => Http::H2,
+            Connection::H3(_) => Http::H3,
+        }
+    }
+
+    /// Whether there is any hope that another tunnel can be opened.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        match &self.connection {
+            Connection::H1 => true,
+            Connection::H2(connection) => !connection.is_over(),
+            Connection::H3(connection) => !connection.is_over(),
+        }
     }
 
     /// Opens a tunnel to `host` (a name, or an address without brackets) and `port`.

@@ -21,6 +21,30 @@ pub fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, String> {
     if roots.is_empty() {
         return Err("holds no PEM certificate".into());
     }
+    with_roots(roots)
+}
+
+/// A configuration that trusts what the system trusts, or what `SSL_CERT_FILE` and `SSL_CERT_DIR` name; else as [`trusting`]. Reads
+/// files.
+///
+/// # Errors
+/// There is no certificate to be had.
+pub fn trusting_the_system() -> Result<Arc<ClientConfig>, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    // Among the many there may be old ones that nobody can use.
+    let (usable, _) = roots.add_parsable_certificates(found.certs);
+    if usable == 0 {
+        let why = found.errors.first().map(|error| format!(": {error}"));
+        return Err(format!(
+            "the system's certificate store holds no usable certificate{}",
+            why.unwrap_or_default()
+        ));
+    }
+    with_roots(roots)
+}
+
+fn with_roots(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -30,10 +54,10 @@ pub fn trusting(pem: &[u8]) -> Result<Arc<ClientConfig>, String> {
     Ok(Arc::new(config))
 }
 
-/// `config` with one ALPN protocol.
-pub(super) fn with_alpn(config: &ClientConfig, protocol: &[u8]) -> ClientConfig {
+/// `config` with these ALPN protocols.
+pub(super) fn with_alpn(config: &ClientConfig, protocols: &[&[u8]]) -> ClientConfig {
     let mut config = config.clone();
-    config.alpn_protocols = vec![protocol.to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     config.enable_secret_extraction = true;
     config
 }

@@ -222,6 +222,11 @@ impl Sender {
         })
     }
 
+    /// Gives back what [`room`](Self::room) promised and nobody needs now: other tunnels may be waiting for it.
+    pub fn unready(&mut self) {
+        self.half.unready();
+    }
+
     /// Sends the first `length` payload bytes of `buffer` without a copy: at most what [`room`](Self::room) said, of the `rest` it
     /// was told. On a plain socket capsules are long, because the proxy splices payload but reads headers.
     ///

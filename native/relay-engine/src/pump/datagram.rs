@@ -151,9 +151,10 @@ async fn up<R: RecvHalf, O: Outside>(tunnel: &Tunnel<'_, O>, recv: &mut R) -> Re
         let more = match &tunnel.flow {
             Some(flow) => {
                 let stream = pin!(recv.recv(&mut chunks));
-                match select(stream, pin!(flow.recv(&mut datagrams))).await {
-                    Either::Left((more, _)) => more?,
-                    Either::Right(((), _)) => true,
+                // What came before the end of the stream goes before it.
+                match select(pin!(flow.recv(&mut datagrams)), stream).await {
+                    Either::Left(((), _)) => true,
+                    Either::Right((more, _)) => more?,
                 }
             }
             None => recv.recv(&mut chunks).await?,

@@ -189,9 +189,12 @@ pub(super) fn step<Data>(
     }
 }
 
-/// Collects the alert of a handshake that has failed. The library looks at nothing else any more.
+/// Collects the alert of a handshake that has failed, and nothing else: what is left of a record that holds more messages than the
+/// one at fault, the library must not be asked about.
 fn tell<S: Side>(side: &mut S, outgoing: &mut Vec<u8>) {
-    while let Ok(ConnectionState::EncodeTlsData(mut data)) = side.process(&mut []).state {
+    while side.common().wants_write()
+        && let Ok(ConnectionState::EncodeTlsData(mut data)) = side.process(&mut []).state
+    {
         if encode(&mut data, outgoing).is_err() {
             return;
         }

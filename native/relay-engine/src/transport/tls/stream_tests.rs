@@ -381,6 +381,25 @@ fn a_failed_handshake_is_told_to_the_peer() {
     assert_eq!(peer.join().unwrap()[..6], [21, 3, 3, 0, 2, 2]);
 }
 
+/// Behind the certificate more messages stand in the same record.
+#[test]
+fn a_certificate_that_is_not_accepted_is_told_to_the_peer() {
+    let (ours, others) = (made(None), made(None));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (client, server) = run(async {
+        let near = wire(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let far = wire(listener.accept().unwrap().0);
+        tokio::join!(
+            connect(Arc::new(others.client), localhost(), near),
+            accept(Arc::new(ours.server), far)
+        )
+    });
+    let client = client.unwrap_err().to_string();
+    assert!(client.contains("invalid peer certificate"), "{client}");
+    let server = server.unwrap_err().to_string();
+    assert!(server.contains("received fatal alert"), "{server}");
+}
+
 /// What one of ours makes of records that the other sends; `Ok` = content.
 fn told(records: &[(u8, &[u8])]) -> Result<Vec<u8>, String> {
     run(async {
