@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use quinn_proto::{
@@ -31,6 +31,8 @@ use super::socket::{self, Received, Socket};
 
 /// Receive calls of one turn, so that tunnels get theirs.
 const RECEIVES: usize = 2;
+/// How long what was received may take before tunnels get their turn: a batch can hold a hundred thousand tiny frames.
+const TURN: Duration = Duration::from_millis(1);
 /// Send calls for one connection in one turn.
 const SENDS: usize = 4;
 /// Turns to write that are given before what was written is sent: packets of several chunks fill batches better than those of each.
@@ -454,18 +456,29 @@ impl Driver {
     /// `true`: there may be more at once.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         for _ in 0..RECEIVES {
-            match self.shared.socket.poll_recv(cx, &mut self.received) {
-                Poll::Pending => return false,
-                // Errors of a UDP socket are of datagrams that were sent; what there is to receive comes again.
-                Poll::Ready(Err(_)) => continue,
-                Poll::Ready(Ok(_)) => {}
+            if self.received.is_empty() {
+                match self.shared.socket.poll_recv(cx, &mut self.received) {
+                    Poll::Pending => return false,
+                    // Errors of a UDP socket are of datagrams that were sent; what there is to receive comes again.
+                    Poll::Ready(Err(_)) => continue,
+                    Poll::Ready(Ok(_)) => {}
+                }
             }
             let now = Instant::now();
-            for (meta, mut data) in self.received.drain(..) {
+            let mut received = self.received.drain(..);
+            for (meta, mut data) in received.by_ref() {
                 while !data.is_empty() {
                     let length = meta.stride.clamp(1, data.len());
                     self.shared.datagram(now, &meta, data.split_to(length));
                 }
+                if now.elapsed() > TURN {
+                    break;
+                }
+            }
+            let rest: Vec<_> = received.collect();
+            if !rest.is_empty() {
+                self.received = rest;
+                return true;
             }
         }
         true
