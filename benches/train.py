@@ -1,7 +1,8 @@
 """A profile for the compiler: what the relay does most, measured on an instrumented build of its engine.
 
 `make build-trained` builds the package with it. The engine runs as a plain Rust program in the profile that ships
-(native/relay-engine/examples/serve), takes transfers and openings of every transport, and writes its counts at its end.
+(native/relay-engine/examples/serve), takes transfers, datagrams and openings of every transport, and writes its counts
+at its end.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 
 from bench import build_load
 from flames import scene
-from harness.cells import DIRECTIONS
+from harness import datagrams
+from harness.cells import DIRECTIONS, Cell
 from harness.probes import BULK, MULTIPLEXED, SECURE, Gateway, Loads
 from harness.process import BenchError
+from harness.results import RELAY
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "target" / "training"
@@ -70,6 +73,12 @@ def train(program: Path, load: Path) -> None:
             for streams in SHAPES if transport in MULTIPLEXED else SHAPES[:1]:
                 cost = loads.bulk(gateway, transport, direction, streams=streams)
                 print(f"{transport:6} {direction:5} {streams:4} tunnels  {cost:6.2f} s/GB", flush=True)
+        udp = datagrams.Loads(load, origin, certificate.read_text(), SECONDS)
+        for transport, direction, flows in itertools.product(datagrams.COSTS, DIRECTIONS, datagrams.FLOWS):
+            cell = Cell(RELAY, transport, "connect-udp", address=secure, pid=process.pid)
+            report = udp.run(cell, direction, datagrams.STEADY, flows)
+            cost = report["relay_us_per_datagram"]
+            print(f"{transport:6} {direction:5} {flows:4} flows    {cost:6.2f} µs", flush=True)
         for transport in SECURE:
             print(f"{transport:6} opened and closed  {loads.rate(gateway, transport):6.1f} µs", flush=True)
         # It ends by itself, or nothing is written.
