@@ -86,6 +86,7 @@ def main() -> int:
             cells = start(here, options.peers, found)
             only = [part.strip() for part in options.only.split(",")]
             known = datagrams.probes(Loads(load, here.origin, here.certificate.read_text(), options.seconds), cells)
+            known = [*known, *datagrams.floors(options.seconds)]
             wanted = [probe for probe in known if any(part in probe.name for part in only)]
             if not wanted:
                 raise BenchError(f"--only {options.only!r}: no probe has this in its name")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .cells import DIRECTIONS, TRANSPORTS, Cell
+from .floors import Flows
 from .probes import Mark, Probe, planned
 from .process import BenchError, parts, tree
 from .results import RELAY
@@ -94,6 +95,14 @@ def probes(loads: Loads, cells: Sequence[Cell]) -> Iterator[Probe]:
                     "%",
                     lambda c=cell, d=direction: loads.loss(c, d),
                 )
+
+
+def floors(seconds: float) -> Iterator[Probe]:
+    """What the kernel alone takes of a datagram where each flow has a socket of its own."""
+    for flows in FLOWS[1:]:
+        one_by_one = Flows(flows, STEADY, SIZE, seconds)
+        yield Probe(f"floor down {flows} flows (receive)", "µs", one_by_one.receive)
+        yield Probe(f"floor up {flows} flows (send)", "µs", one_by_one.send)
 
 
 def marks() -> Iterator[Mark]:

@@ -10,12 +10,14 @@ import fcntl
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from .process import BenchError
@@ -166,6 +168,69 @@ def udp_rx(size: int) -> float:
         while got < size:
             got += near.recv_into(block)
         return (own_cpu() - before) / (got / 1e9)
+
+
+@dataclass(frozen=True)
+class Flows:
+    """Datagrams of many connected sockets, one a system call: what a relay cannot do without where each tunnel has its
+    own. They come by a timetable of milliseconds, as the load client's do; results are CPU µs of one."""
+
+    count: int
+    rate: int
+    size: int
+    seconds: float
+
+    def ticks(self) -> Iterator[range]:
+        """The datagrams of each millisecond, when it has come."""
+        start, sent = time.monotonic(), 0
+        for tick in range(int(self.seconds * 1000)):
+            due = self.rate * (tick + 1) // 1000
+            time.sleep(max(start + tick / 1000 - time.monotonic(), 0))
+            yield range(sent, due)
+            sent = due
+
+    @contextmanager
+    def sockets(self) -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+        """One socket, and those that are connected to it."""
+        with ExitStack() as stack:
+            hub = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            hub.bind(("127.0.0.1", 0))
+            hub.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            ends = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(self.count)]
+            for end in ends:
+                end.connect(hub.getsockname())
+                end.setblocking(False)
+            yield hub, ends
+
+    def send(self) -> float:
+        payload = bytes(self.size)
+        with self.sockets() as (hub, ends), far_end(lambda: drain(hub)):
+            sent, before = 0, own_cpu()
+            for tick in self.ticks():
+                for number in tick:
+                    ends[number % self.count].send(payload)
+                    sent += 1
+            return (own_cpu() - before) / sent * 1e6
+
+    def receive(self) -> float:
+        def feed(hub: socket.socket, addresses: list[tuple[str, int]]) -> None:
+            payload = bytes(self.size)
+            for tick in self.ticks():
+                for number in tick:
+                    hub.sendto(payload, addresses[number % self.count])
+
+        with self.sockets() as (hub, ends), select.epoll() as poll:
+            by_number = {end.fileno(): end for end in ends}
+            for number in by_number:
+                poll.register(number, select.EPOLLIN)
+            addresses = [end.getsockname() for end in ends]
+            block, got, before = bytearray(self.size), 0, own_cpu()
+            with far_end(lambda: feed(hub, addresses)):
+                while ready := poll.poll(1.0):
+                    for number, _ in ready:
+                        by_number[number].recv_into(block)
+                        got += 1
+                return (own_cpu() - before) / max(got, 1) * 1e6
 
 
 def aead(size: int, *, opening: bool) -> float:
