@@ -10,15 +10,15 @@ use crate::capsule::{Decoder, Event, MAX_HEADER, decode_header, encode_header, t
 use crate::ecn_dscp::{CapsuleTypes, Marks};
 use crate::ecn_dscp_context_id as marks_field;
 use crate::protocols::udp::{self, ConnectUdp};
-use crate::protocols::udp_bind::{self, Bind, Role};
-use crate::protocols::udp_marked::{self, Marked};
+use crate::protocols::udp_bind::{Bind, Role};
+use crate::protocols::udp_marked::Marked;
 use crate::protocols::{TABLE, tcp::ConnectTcp};
 use crate::request::{Head, Request, Route, Routes, Version, parse};
 use crate::target::{Host, Target};
 use crate::template::Template;
 use crate::tunnel::{End, Finish, Malformed, Step, StreamTunnel};
 use crate::uri_template::UriTemplate;
-use crate::{capsule_protocol, varint};
+use crate::{capsule_protocol, varint, whole};
 
 /// A target: any bytes in, panics on a broken promise.
 pub type Body = fn(&[u8]);
@@ -192,39 +192,57 @@ pub fn connect_tcp(data: &[u8]) {
     assert_eq!(received.end, Ok(End::Complete));
 }
 
-/// The payloads of a connect-udp data stream, and how it ended.
-pub type Datagrams = (Vec<Vec<u8>>, Result<(), Malformed>);
+/// The payloads of a data stream with what its machine says of each, and how it ended.
+pub type Payloads<P> = (Vec<(P, Vec<u8>)>, Result<(), Malformed>);
 
-/// Runs a connect-udp tunnel's receiving side as an engine does.
-pub fn datagrams<'c>(tunnel: &mut ConnectUdp, chunks: impl Iterator<Item = &'c [u8]>) -> Datagrams {
+/// Runs a datagram tunnel's receiving side as an engine does: `look` at what is at hand, and tell of the end.
+fn payloads<'c, M, P: core::fmt::Debug + PartialEq>(
+    machine: &mut M,
+    chunks: impl Iterator<Item = &'c [u8]>,
+    mut look: impl FnMut(&mut M, &[u8]) -> Result<whole::Step<P>, Malformed>,
+    end: impl FnOnce(&mut M, usize) -> Result<(), Malformed>,
+) -> Payloads<P> {
     let (mut held, mut payloads) = (Vec::new(), Vec::new());
     for chunk in chunks {
         held.extend_from_slice(chunk);
         loop {
-            match tunnel.inbound(&held) {
-                Ok(udp::Step::Idle) => break,
-                Ok(udp::Step::More(bytes)) => {
+            match look(machine, &held) {
+                Ok(whole::Step::Idle) => break,
+                Ok(whole::Step::More(bytes)) => {
                     assert!(bytes > held.len());
                     break;
                 }
-                Ok(udp::Step::Skip(bytes)) => {
+                Ok(whole::Step::Skip(bytes)) => {
                     assert!(bytes > 0);
                     held.drain(..bytes);
                 }
-                Ok(udp::Step::Payload { start, length }) => {
+                Ok(whole::Step::Payload {
+                    peer,
+                    start,
+                    length,
+                }) => {
                     assert!(length <= udp::MAX_PAYLOAD);
-                    payloads.push(held[start..start + length].to_vec());
+                    payloads.push((peer, held[start..start + length].to_vec()));
                     held.drain(..start + length);
                 }
                 Err(fault) => {
-                    assert_eq!(tunnel.inbound(&held), Err(fault));
+                    assert_eq!(look(machine, &held), Err(fault));
                     return (payloads, Err(fault));
                 }
             }
         }
     }
-    let end = tunnel.inbound_end(held.len());
+    let end = end(machine, held.len());
     (payloads, end)
+}
+
+/// Runs the receiving side of a connect-udp tunnel.
+pub fn datagrams<'c>(
+    tunnel: &mut ConnectUdp,
+    chunks: impl Iterator<Item = &'c [u8]>,
+) -> (Vec<Vec<u8>>, Result<(), Malformed>) {
+    let (payloads, end) = payloads(tunnel, chunks, ConnectUdp::inbound, ConnectUdp::inbound_end);
+    (payloads.into_iter().map(|((), it)| it).collect(), end)
 }
 
 /// Any split gives the same payloads, and what is sent is received.
@@ -246,47 +264,14 @@ pub fn connect_udp(data: &[u8]) {
     assert_eq!((payloads.concat(), end), (data.to_vec(), Ok(())));
 }
 
-/// The payloads of a bound tunnel's data stream with their peers, and how it ended.
-pub type Bound = (Vec<(SocketAddr, Vec<u8>)>, Result<(), Malformed>);
-
-/// Runs a bound tunnel's receiving side as an engine does.
+/// Runs the receiving side of a bound tunnel; payloads come with their peers.
 pub fn bound<'c>(
     tunnel: &mut Bind,
     chunks: impl Iterator<Item = &'c [u8]>,
     permit: &mut dyn FnMut(SocketAddr) -> bool,
-) -> Bound {
-    let (mut held, mut payloads) = (Vec::new(), Vec::new());
-    for chunk in chunks {
-        held.extend_from_slice(chunk);
-        loop {
-            match tunnel.inbound(&held, permit) {
-                Ok(udp_bind::Step::Idle) => break,
-                Ok(udp_bind::Step::More(bytes)) => {
-                    assert!(bytes > held.len());
-                    break;
-                }
-                Ok(udp_bind::Step::Skip(bytes)) => {
-                    assert!(bytes > 0);
-                    held.drain(..bytes);
-                }
-                Ok(udp_bind::Step::Payload {
-                    peer,
-                    start,
-                    length,
-                }) => {
-                    assert!(length <= udp_bind::MAX_PAYLOAD);
-                    payloads.push((peer, held[start..start + length].to_vec()));
-                    held.drain(..start + length);
-                }
-                Err(fault) => {
-                    assert_eq!(tunnel.inbound(&held, permit), Err(fault));
-                    return (payloads, Err(fault));
-                }
-            }
-        }
-    }
-    let end = tunnel.inbound_end(held.len());
-    (payloads, end)
+) -> Payloads<SocketAddr> {
+    let look = |tunnel: &mut Bind, data: &[u8]| tunnel.inbound(data, permit);
+    payloads(tunnel, chunks, look, Bind::inbound_end)
 }
 
 /// Any split gives the same payloads and answers, whatever the peer registers; what an end sends, the other end takes.
@@ -312,43 +297,9 @@ pub fn connect_udp_bind(data: &[u8]) {
     }
 }
 
-/// The payloads of a data stream of a tunnel with marks, with these, and how it ended.
-pub type MarkedPayloads = (Vec<(Marks, Vec<u8>)>, Result<(), Malformed>);
-
-/// Runs the receiving side of a tunnel with marks as an engine does.
-pub fn marked<'c>(tunnel: &mut Marked, chunks: impl Iterator<Item = &'c [u8]>) -> MarkedPayloads {
-    let (mut held, mut payloads) = (Vec::new(), Vec::new());
-    for chunk in chunks {
-        held.extend_from_slice(chunk);
-        loop {
-            match tunnel.inbound(&held) {
-                Ok(udp_marked::Step::Idle) => break,
-                Ok(udp_marked::Step::More(bytes)) => {
-                    assert!(bytes > held.len());
-                    break;
-                }
-                Ok(udp_marked::Step::Skip(bytes)) => {
-                    assert!(bytes > 0);
-                    held.drain(..bytes);
-                }
-                Ok(udp_marked::Step::Payload {
-                    marks,
-                    start,
-                    length,
-                }) => {
-                    assert!(length <= udp::MAX_PAYLOAD);
-                    payloads.push((marks, held[start..start + length].to_vec()));
-                    held.drain(..start + length);
-                }
-                Err(fault) => {
-                    assert_eq!(tunnel.inbound(&held), Err(fault));
-                    return (payloads, Err(fault));
-                }
-            }
-        }
-    }
-    let end = tunnel.inbound_end(held.len());
-    (payloads, end)
+/// Runs the receiving side of a tunnel with marks; payloads come with those of their packets.
+pub fn marked<'c>(tunnel: &mut Marked, chunks: impl Iterator<Item = &'c [u8]>) -> Payloads<Marks> {
+    payloads(tunnel, chunks, Marked::inbound, Marked::inbound_end)
 }
 
 /// The field (first line), then a data stream: any split gives the same payloads and answers, which the other end can read.

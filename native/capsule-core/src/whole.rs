@@ -1,8 +1,29 @@
 //! Capsules that are taken whole: HTTP datagrams, and the short ones that go with them. Values of other types are skipped as they
 //! come; nothing is held here, the caller keeps an unfinished capsule and shows it again with more behind it.
 
-use crate::capsule::decode_header;
+use crate::capsule::{decode_header, types};
+use crate::tunnel::Malformed;
 use crate::varint;
+
+/// What stands at the front of a data stream of datagrams, as their tunnel's machine says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step<P> {
+    /// Nothing to do until more bytes arrive.
+    Idle,
+    /// Drop that many bytes from the front.
+    Skip(usize),
+    /// Keep what is at hand and come again once that many bytes are.
+    More(usize),
+    /// `data[start..start + length]` is a payload, perhaps empty; drop `start + length` bytes then.
+    Payload {
+        /// Whom it comes from or goes to, or what else its context says of it.
+        peer: P,
+        /// Where it begins.
+        start: usize,
+        /// Its bytes.
+        length: usize,
+    },
+}
 
 /// What stands at the front of the data stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +142,97 @@ impl Reader {
     #[must_use]
     pub const fn at_boundary(&self, held: usize) -> bool {
         self.skipping == 0 && held == 0
+    }
+}
+
+/// Where a machine of datagrams is in the data stream that it receives: its fault, which stays, and what it left out.
+#[derive(Debug, Clone, Default)]
+pub struct Inbound {
+    reader: Reader,
+    failed: Option<Malformed>,
+    unknown_capsules: u64,
+    unknown_contexts: u64,
+}
+
+impl Inbound {
+    /// At the start of a data stream.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            reader: Reader::new(),
+            failed: None,
+            unknown_capsules: 0,
+            unknown_contexts: 0,
+        }
+    }
+
+    /// Goes on unless there was a fault.
+    ///
+    /// # Errors
+    /// The fault.
+    pub const fn check(&self) -> Result<(), Malformed> {
+        match self.failed {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers a fault, and gives it back.
+    pub const fn fail(&mut self, fault: Malformed) -> Malformed {
+        self.failed = Some(fault);
+        fault
+    }
+
+    /// Looks at the front of `data` as [`Reader::look`] does, and counts the capsules of unknown types; reserved ones are not counted.
+    ///
+    /// # Errors
+    /// The fault that was before.
+    pub fn look(&mut self, data: &[u8], wanted: &impl Wanted) -> Result<Front, Malformed> {
+        self.check()?;
+        let front = self.reader.look(data, wanted);
+        //= rfc9297 §5.4 skip-grease
+        if let Front::Unknown { kind, .. } = front
+            && !types::is_grease(kind)
+        {
+            self.unknown_capsules = self.unknown_capsules.saturating_add(1);
+        }
+        Ok(front)
+    }
+
+    /// As [`Reader::skip`].
+    pub const fn skip(&mut self, start: usize, length: u64) {
+        self.reader.skip(start, length);
+    }
+
+    /// Counts a datagram whose context means nothing.
+    pub const fn unknown_context(&mut self) {
+        self.unknown_contexts = self.unknown_contexts.saturating_add(1);
+    }
+
+    /// The data stream ended cleanly, with `held` bytes that more was wanted of.
+    ///
+    /// # Errors
+    /// [`Malformed::TruncatedCapsule`], or the fault that was before.
+    //= rfc9297 §3.3 truncated-capsule
+    pub fn end(&mut self, held: usize) -> Result<(), Malformed> {
+        self.check()?;
+        if self.reader.at_boundary(held) {
+            Ok(())
+        } else {
+            Err(self.fail(Malformed::TruncatedCapsule))
+        }
+    }
+
+    /// Capsules skipped so far because their type means nothing, reserved ("grease") types not counted.
+    #[must_use]
+    pub const fn unknown_capsules(&self) -> u64 {
+        self.unknown_capsules
+    }
+
+    /// Datagrams dropped so far because their context means nothing.
+    #[must_use]
+    pub const fn unknown_contexts(&self) -> u64 {
+        self.unknown_contexts
     }
 }
 

@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use capsule_core::capsule::MAX_HEADER;
-use capsule_core::protocols::udp_bind::{self, Bind, MAX_PREFIX, Role, Step};
+use capsule_core::protocols::udp_bind::{self, Bind, MAX_PREFIX, Role};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::Bytes;
 use crate::codec::{FramingError, varint_of};
-use crate::datagrams::{Held, Seen, behind};
+use crate::datagrams::{Held, behind};
 use crate::tunnel::malformed;
 
 /// A peer as Python has it: an address and a port.
@@ -114,19 +114,7 @@ impl ConnectUdpBind {
             error: None,
         };
         let machine = &mut self.machine;
-        let mut look = |data: &[u8]| {
-            let step = machine.inbound(data, &mut |peer| permit.ask(peer))?;
-            Ok(match step {
-                Step::Idle => Seen::Idle,
-                Step::Skip(bytes) => Seen::Skip(bytes),
-                Step::More(bytes) => Seen::More(bytes),
-                Step::Payload {
-                    peer,
-                    start,
-                    length,
-                } => Seen::Payload(peer, start, length),
-            })
-        };
+        let mut look = |data: &[u8]| machine.inbound(data, &mut |peer| permit.ask(peer));
         let result = self.held.sort(data.as_slice(), &mut look, &mut found);
         match permit.done(result)? {
             // The machine repeats its fault. What was sent before it was sent well, however the stream is split.

@@ -1,7 +1,8 @@
 //! The connect-udp machine for Python.
 
-use capsule_core::protocols::udp::{self, CONTEXT, MAX_OVERHEAD, MAX_PAYLOAD, Step};
+use capsule_core::protocols::udp::{self, CONTEXT, MAX_OVERHEAD, MAX_PAYLOAD};
 use capsule_core::tunnel::Malformed;
+use capsule_core::whole::Step;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -30,15 +31,6 @@ pub(crate) fn behind<'py>(
     })
 }
 
-/// What a machine sees at the front of the data stream.
-pub(crate) enum Seen<P> {
-    Idle,
-    Skip(usize),
-    More(usize),
-    /// Whose payload it is, where it begins and how long it is.
-    Payload(P, usize, usize),
-}
-
 /// A capsule that is not complete; never longer than the longest that can hold a payload.
 #[derive(Default)]
 pub(crate) struct Held(Vec<u8>);
@@ -52,36 +44,44 @@ impl Held {
     pub(crate) fn sort<P>(
         &mut self,
         mut data: &[u8],
-        look: &mut impl FnMut(&[u8]) -> Result<Seen<P>, Malformed>,
+        look: &mut impl FnMut(&[u8]) -> Result<Step<P>, Malformed>,
         found: &mut impl FnMut(P, &[u8]),
     ) -> Result<(), Malformed> {
         let held = &mut self.0;
         // What is missing of the capsule that is held, and no more, so that the rest need not be copied.
         while !held.is_empty() {
             match look(held)? {
-                Seen::More(_) | Seen::Idle if data.is_empty() => return Ok(()),
-                Seen::More(bytes) => {
+                Step::More(_) | Step::Idle if data.is_empty() => return Ok(()),
+                Step::More(bytes) => {
                     let (now, later) = data.split_at(data.len().min(bytes - held.len()));
                     held.extend_from_slice(now);
                     data = later;
                 }
-                Seen::Skip(bytes) => drop(held.drain(..bytes)),
-                Seen::Payload(peer, start, length) => {
+                Step::Skip(bytes) => drop(held.drain(..bytes)),
+                Step::Payload {
+                    peer,
+                    start,
+                    length,
+                } => {
                     found(peer, &held[start..start + length]);
                     held.clear();
                 }
-                Seen::Idle => {}
+                Step::Idle => {}
             }
         }
         loop {
             match look(data)? {
-                Seen::Idle => return Ok(()),
-                Seen::Skip(bytes) => data = &data[bytes..],
-                Seen::Payload(peer, start, length) => {
+                Step::Idle => return Ok(()),
+                Step::Skip(bytes) => data = &data[bytes..],
+                Step::Payload {
+                    peer,
+                    start,
+                    length,
+                } => {
                     found(peer, &data[start..start + length]);
                     data = &data[start + length..];
                 }
-                Seen::More(_) => {
+                Step::More(_) => {
                     held.extend_from_slice(data);
                     return Ok(());
                 }
@@ -117,14 +117,7 @@ impl ConnectUdp {
         let mut payloads = Vec::new();
         let mut found = |(), payload: &[u8]| payloads.push(PyBytes::new(py, payload));
         let machine = &mut self.machine;
-        let mut look = |data: &[u8]| {
-            Ok(match machine.inbound(data)? {
-                Step::Idle => Seen::Idle,
-                Step::Skip(bytes) => Seen::Skip(bytes),
-                Step::More(bytes) => Seen::More(bytes),
-                Step::Payload { start, length } => Seen::Payload((), start, length),
-            })
-        };
+        let mut look = |data: &[u8]| machine.inbound(data);
         match self.held.sort(data.as_slice(), &mut look, &mut found) {
             // The machine repeats its fault. What was sent before it was sent well, however the stream is split.
             Err(fault) if payloads.is_empty() => Err(malformed(fault)),

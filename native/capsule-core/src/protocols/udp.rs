@@ -4,7 +4,7 @@
 use crate::capsule::{self, MAX_HEADER, types};
 use crate::tunnel::Malformed;
 use crate::varint;
-use crate::whole::{Front, Reader, Wanted};
+use crate::whole::{self, Front, Inbound, Wanted};
 
 /// The longest UDP payload (RFC 9298 §5), in bytes.
 pub const MAX_PAYLOAD: usize = 65_527;
@@ -17,30 +17,12 @@ pub const CONTEXT: [u8; 1] = [0];
 const MAX_DATAGRAM: usize = varint::MAX_LEN + MAX_PAYLOAD;
 
 /// What stands at the front of the received data stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Nothing to do until more bytes arrive.
-    Idle,
-    /// Drop that many bytes from the front.
-    Skip(usize),
-    /// Keep what is at hand and come again once that many bytes are.
-    More(usize),
-    /// `data[start..start + length]` is a UDP payload for the target, perhaps empty; drop `start + length` bytes then.
-    Payload {
-        /// Where the payload begins.
-        start: usize,
-        /// Bytes of the payload.
-        length: usize,
-    },
-}
+pub type Step = whole::Step<()>;
 
 /// One end of a connect-udp tunnel; client and proxy behave alike.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectUdp {
-    reader: Reader,
-    failed: Option<Malformed>,
-    unknown_capsules: u64,
-    unknown_contexts: u64,
+    stream: Inbound,
 }
 
 struct Datagrams;
@@ -60,10 +42,7 @@ impl ConnectUdp {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            reader: Reader::new(),
-            failed: None,
-            unknown_capsules: 0,
-            unknown_contexts: 0,
+            stream: Inbound::new(),
         }
     }
 
@@ -72,10 +51,7 @@ impl ConnectUdp {
     /// # Errors
     /// [`Malformed`], and the same again on every later call.
     pub fn inbound(&mut self, data: &[u8]) -> Result<Step, Malformed> {
-        if let Some(fault) = self.failed {
-            return Err(fault);
-        }
-        Ok(match self.reader.look(data, &Datagrams) {
+        Ok(match self.stream.look(data, &Datagrams)? {
             Front::Idle => Step::Idle,
             Front::Skip(bytes) => Step::Skip(bytes),
             Front::More(bytes) => {
@@ -83,20 +59,15 @@ impl ConnectUdp {
                 if let Some((_, length, start)) = capsule::decode_header(data)
                     && let Err(Malformed::OversizePayload) = payload_start(&data[start..], length)
                 {
-                    return Err(self.fail(Malformed::OversizePayload));
+                    return Err(self.stream.fail(Malformed::OversizePayload));
                 }
                 Step::More(bytes)
             }
-            Front::Unknown { kind, header } => {
-                //= rfc9297 §5.4 skip-grease
-                if !types::is_grease(kind) {
-                    self.unknown_capsules = self.unknown_capsules.saturating_add(1);
-                }
-                Step::Skip(header)
-            }
+            Front::Unknown { header, .. } => Step::Skip(header),
             Front::Whole { start, length, .. } => {
                 match self.datagram(&data[start..start + length])? {
                     Some(context) => Step::Payload {
+                        peer: (),
                         start: start + context,
                         length: length - context,
                     },
@@ -106,7 +77,7 @@ impl ConnectUdp {
             Front::Long { start, length, .. } => {
                 // Longer than any payload of context 0; of the others nothing is known.
                 self.datagram_of(&data[start..], length)?;
-                self.reader.skip(start, length);
+                self.stream.skip(start, length);
                 return self.inbound(data);
             }
         })
@@ -117,17 +88,15 @@ impl ConnectUdp {
     /// # Errors
     /// [`Malformed`], and the same again on every later call.
     pub fn datagram(&mut self, datagram: &[u8]) -> Result<Option<usize>, Malformed> {
-        if let Some(fault) = self.failed {
-            return Err(fault);
-        }
+        self.stream.check()?;
         self.datagram_of(datagram, datagram.len() as u64)
     }
 
     /// A datagram of `length` bytes that begins with `front`.
     fn datagram_of(&mut self, front: &[u8], length: u64) -> Result<Option<usize>, Malformed> {
-        let start = payload_start(front, length).map_err(|fault| self.fail(fault))?;
+        let start = payload_start(front, length).map_err(|fault| self.stream.fail(fault))?;
         if start.is_none() {
-            self.unknown_contexts = self.unknown_contexts.saturating_add(1);
+            self.stream.unknown_context();
         }
         Ok(start)
     }
@@ -137,29 +106,19 @@ impl ConnectUdp {
     /// # Errors
     /// [`Malformed::TruncatedCapsule`].
     pub fn inbound_end(&mut self, held: usize) -> Result<(), Malformed> {
-        match self.failed {
-            Some(fault) => Err(fault),
-            None if self.reader.at_boundary(held) => Ok(()),
-            //= rfc9297 §3.3 truncated-capsule
-            None => Err(self.fail(Malformed::TruncatedCapsule)),
-        }
-    }
-
-    const fn fail(&mut self, fault: Malformed) -> Malformed {
-        self.failed = Some(fault);
-        fault
+        self.stream.end(held)
     }
 
     /// Capsules skipped so far because their type means nothing here, reserved ("grease") types not counted.
     #[must_use]
     pub const fn unknown_capsules(&self) -> u64 {
-        self.unknown_capsules
+        self.stream.unknown_capsules()
     }
 
     /// Datagrams dropped so far because nobody registered their context.
     #[must_use]
     pub const fn unknown_contexts(&self) -> u64 {
-        self.unknown_contexts
+        self.stream.unknown_contexts()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::capsule::{self, MAX_HEADER, types};
 use crate::compression::{self, Compression, MAX_PEER, MAX_VALUE};
 use crate::tunnel::Malformed;
 use crate::varint;
-use crate::whole::{Front, Reader, Wanted};
+use crate::whole::{self, Front, Inbound, Wanted};
 use contexts::{Contexts, Meaning};
 
 pub use super::udp::MAX_PAYLOAD;
@@ -33,24 +33,7 @@ pub enum Role {
 }
 
 /// What stands at the front of the received data stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Nothing to do until more bytes arrive.
-    Idle,
-    /// Drop that many bytes from the front.
-    Skip(usize),
-    /// Keep what is at hand and come again once that many bytes are.
-    More(usize),
-    /// `data[start..start + length]` is a UDP payload, perhaps empty; drop `start + length` bytes then.
-    Payload {
-        /// Where it goes to (proxy) or came from (client).
-        peer: SocketAddr,
-        /// Where the payload begins.
-        start: usize,
-        /// Bytes of the payload.
-        length: usize,
-    },
-}
+pub type Step = whole::Step<SocketAddr>;
 
 /// One end of a bound tunnel.
 ///
@@ -58,14 +41,11 @@ pub enum Step {
 /// uncompressed datagram, which is dropped.
 #[derive(Debug, Clone)]
 pub struct Bind {
-    reader: Reader,
+    stream: Inbound,
     contexts: Contexts,
     /// Capsules to be sent, in order.
     pending: Vec<u8>,
     pending_capsules: usize,
-    failed: Option<Malformed>,
-    unknown_capsules: u64,
-    unknown_contexts: u64,
     refused: u64,
 }
 
@@ -90,13 +70,10 @@ impl Bind {
     #[must_use]
     pub const fn new(role: Role, target: Option<SocketAddr>) -> Self {
         Self {
-            reader: Reader::new(),
+            stream: Inbound::new(),
             contexts: Contexts::new(role, target),
             pending: Vec::new(),
             pending_capsules: 0,
-            failed: None,
-            unknown_capsules: 0,
-            unknown_contexts: 0,
             refused: 0,
         }
     }
@@ -110,20 +87,11 @@ impl Bind {
         data: &[u8],
         permit: &mut dyn FnMut(SocketAddr) -> bool,
     ) -> Result<Step, Malformed> {
-        if let Some(fault) = self.failed {
-            return Err(fault);
-        }
-        Ok(match self.reader.look(data, &Capsules) {
+        Ok(match self.stream.look(data, &Capsules)? {
             Front::Idle => Step::Idle,
             Front::Skip(bytes) => Step::Skip(bytes),
             Front::More(bytes) => Step::More(bytes),
-            Front::Unknown { kind, header } => {
-                //= rfc9297 §5.4 skip-grease
-                if !types::is_grease(kind) {
-                    self.unknown_capsules = self.unknown_capsules.saturating_add(1);
-                }
-                Step::Skip(header)
-            }
+            Front::Unknown { header, .. } => Step::Skip(header),
             Front::Whole {
                 kind: types::DATAGRAM,
                 start,
@@ -143,7 +111,7 @@ impl Bind {
             } => {
                 let value = &data[start..start + length];
                 self.compression(kind, value, permit)
-                    .map_err(|fault| self.fail(fault))?;
+                    .map_err(|fault| self.stream.fail(fault))?;
                 Step::Skip(start + length)
             }
             Front::Long {
@@ -152,11 +120,11 @@ impl Bind {
                 length,
             } => {
                 self.long(&data[start..])?;
-                self.reader.skip(start, length);
+                self.stream.skip(start, length);
                 return self.inbound(data, permit);
             }
             //= rfc9297 §3.3 malformed-capsule
-            Front::Long { .. } => return Err(self.fail(Malformed::Compression)),
+            Front::Long { .. } => return Err(self.stream.fail(Malformed::Compression)),
         })
     }
 
@@ -169,25 +137,23 @@ impl Bind {
         datagram: &[u8],
         permit: &mut dyn FnMut(SocketAddr) -> bool,
     ) -> Result<Option<(SocketAddr, usize)>, Malformed> {
-        if let Some(fault) = self.failed {
-            return Err(fault);
-        }
+        self.stream.check()?;
         //= rfc9297 §3.3 malformed-capsule
         let (context, used) =
-            varint::decode(datagram).ok_or_else(|| self.fail(Malformed::NoContext))?;
+            varint::decode(datagram).ok_or_else(|| self.stream.fail(Malformed::NoContext))?;
         let (peer, used) = match self.contexts.meaning(context) {
             Meaning::Unknown => {
                 //= connect-udp-bind §3.3 late-datagrams-dropped
-                self.unknown_contexts = self.unknown_contexts.saturating_add(1);
+                self.stream.unknown_context();
                 return Ok(None);
             }
             //= connect-udp-bind §3 context-0-aborts
-            Meaning::Forbidden => return Err(self.fail(Malformed::ContextZero)),
+            Meaning::Forbidden => return Err(self.stream.fail(Malformed::ContextZero)),
             Meaning::Peer(peer) => (peer, used),
             Meaning::Uncompressed => {
                 //= connect-udp-bind §4 uncompressed-format
                 let Some((peer, length)) = compression::decode_peer(&datagram[used..]) else {
-                    return Err(self.fail(Malformed::Compression));
+                    return Err(self.stream.fail(Malformed::Compression));
                 };
                 //= connect-udp-bind §9 check-each-target
                 if !permit(peer) {
@@ -198,7 +164,7 @@ impl Bind {
             }
         };
         if datagram.len() - used > MAX_PAYLOAD {
-            return Err(self.fail(Malformed::OversizePayload));
+            return Err(self.stream.fail(Malformed::OversizePayload));
         }
         Ok(Some((peer, used)))
     }
@@ -207,13 +173,13 @@ impl Bind {
     fn long(&mut self, front: &[u8]) -> Result<(), Malformed> {
         let context = varint::decode(front).map(|(context, _)| self.contexts.meaning(context));
         match context {
-            None => Err(self.fail(Malformed::NoContext)),
+            None => Err(self.stream.fail(Malformed::NoContext)),
             Some(Meaning::Unknown) => {
-                self.unknown_contexts = self.unknown_contexts.saturating_add(1);
+                self.stream.unknown_context();
                 Ok(())
             }
-            Some(Meaning::Forbidden) => Err(self.fail(Malformed::ContextZero)),
-            Some(_) => Err(self.fail(Malformed::OversizePayload)),
+            Some(Meaning::Forbidden) => Err(self.stream.fail(Malformed::ContextZero)),
+            Some(_) => Err(self.stream.fail(Malformed::OversizePayload)),
         }
     }
 
@@ -249,11 +215,7 @@ impl Bind {
     /// # Errors
     /// [`Malformed::TruncatedCapsule`].
     pub fn inbound_end(&mut self, held: usize) -> Result<(), Malformed> {
-        match self.failed {
-            Some(fault) => Err(fault),
-            None if self.reader.at_boundary(held) => Ok(()),
-            None => Err(self.fail(Malformed::TruncatedCapsule)),
-        }
+        self.stream.end(held)
     }
 
     /// Writes what goes before a payload from or to `peer` in an HTTP datagram to the front of `out` and returns its length; `None`:
@@ -329,21 +291,16 @@ impl Bind {
         core::mem::take(&mut self.pending)
     }
 
-    const fn fail(&mut self, fault: Malformed) -> Malformed {
-        self.failed = Some(fault);
-        fault
-    }
-
     /// Capsules skipped so far because their type means nothing here, reserved ("grease") types not counted.
     #[must_use]
     pub const fn unknown_capsules(&self) -> u64 {
-        self.unknown_capsules
+        self.stream.unknown_capsules()
     }
 
     /// Datagrams dropped so far because their context is not open.
     #[must_use]
     pub const fn unknown_contexts(&self) -> u64 {
-        self.unknown_contexts
+        self.stream.unknown_contexts()
     }
 
     /// Datagrams dropped so far because their peer may not be reached.

@@ -12,7 +12,7 @@ use crate::capsule::{self, types};
 use crate::ecn_dscp::{self, Assignment, CapsuleTypes, MAX_VALUE, Marks};
 use crate::tunnel::Malformed;
 use crate::varint;
-use crate::whole::{Front, Reader, Wanted};
+use crate::whole::{self, Front, Inbound, Wanted};
 
 pub use contexts::Registered;
 
@@ -20,29 +20,12 @@ pub use contexts::Registered;
 const MAX_DATAGRAM: usize = varint::MAX_LEN + MAX_PAYLOAD;
 
 /// What stands at the front of the received data stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Nothing to do until more bytes arrive.
-    Idle,
-    /// Drop that many bytes from the front.
-    Skip(usize),
-    /// Keep what is at hand and come again once that many bytes are.
-    More(usize),
-    /// `data[start..start + length]` is a UDP payload, perhaps empty; drop `start + length` bytes then.
-    Payload {
-        /// Of its packet.
-        marks: Marks,
-        /// Where the payload begins.
-        start: usize,
-        /// Bytes of the payload.
-        length: usize,
-    },
-}
+pub type Step = whole::Step<Marks>;
 
 /// One end of a tunnel with marks.
 #[derive(Debug, Clone)]
 pub struct Marked {
-    reader: Reader,
+    stream: Inbound,
     capsules: Option<CapsuleTypes>,
     theirs: Registered,
     ours: Registered,
@@ -52,9 +35,6 @@ pub struct Marked {
     next: u64,
     /// Capsules to be sent, in order.
     pending: Vec<u8>,
-    failed: Option<Malformed>,
-    unknown_capsules: u64,
-    unknown_contexts: u64,
 }
 
 struct Capsules(Option<CapsuleTypes>);
@@ -102,16 +82,13 @@ impl Marked {
             Role::Proxy => (Role::Client, 1),
         };
         let mut tunnel = Self {
-            reader: Reader::new(),
+            stream: Inbound::new(),
             capsules,
             theirs: Registered::new(other),
             ours: Registered::new(role),
             unsure: BTreeSet::new(),
             next,
             pending: Vec::new(),
-            failed: None,
-            unknown_capsules: 0,
-            unknown_contexts: 0,
         };
         tunnel.assign(0);
         tunnel
@@ -155,10 +132,7 @@ impl Marked {
     /// # Errors
     /// [`Malformed`], and the same again on every later call.
     pub fn inbound(&mut self, data: &[u8]) -> Result<Step, Malformed> {
-        if let Some(fault) = self.failed {
-            return Err(fault);
-        }
-        Ok(match self.reader.look(data, &Capsules(self.capsules)) {
+        Ok(match self.stream.look(data, &Capsules(self.capsules))? {
             Front::Idle => Step::Idle,
             Front::Skip(bytes) => Step::Skip(bytes),
             Front::More(bytes) => {
@@ -170,20 +144,14 @@ impl Marked {
                 }
                 Step::More(bytes)
             }
-            Front::Unknown { kind, header } => {
-                //= rfc9297 §5.4 skip-grease
-                if !types::is_grease(kind) {
-                    self.unknown_capsules = self.unknown_capsules.saturating_add(1);
-                }
-                Step::Skip(header)
-            }
+            Front::Unknown { header, .. } => Step::Skip(header),
             Front::Whole {
                 kind: types::DATAGRAM,
                 start,
                 length,
             } => match self.datagram(&data[start..start + length])? {
                 Some((marks, context)) => Step::Payload {
-                    marks,
+                    peer: marks,
                     start: start + context,
                     length: length - context,
                 },
@@ -195,7 +163,7 @@ impl Marked {
                 length,
             } => {
                 self.registration(kind, &data[start..start + length])
-                    .map_err(|fault| self.fail(fault))?;
+                    .map_err(|fault| self.stream.fail(fault))?;
                 Step::Skip(start + length)
             }
             Front::Long {
@@ -205,15 +173,15 @@ impl Marked {
             } => {
                 //= rfc9297 §3.3 malformed-capsule
                 let (context, size) = varint::decode(&data[start..])
-                    .ok_or_else(|| self.fail(Malformed::NoContext))?;
+                    .ok_or_else(|| self.stream.fail(Malformed::NoContext))?;
                 if self.judge(context, length - size as u64)?.is_none() {
-                    self.unknown_contexts = self.unknown_contexts.saturating_add(1);
+                    self.stream.unknown_context();
                 }
-                self.reader.skip(start, length);
+                self.stream.skip(start, length);
                 return self.inbound(data);
             }
             //= connect-udp-ecn-dscp §3.1.2 bound-assignments
-            Front::Long { .. } => return Err(self.fail(Malformed::EcnDscp)),
+            Front::Long { .. } => return Err(self.stream.fail(Malformed::EcnDscp)),
         })
     }
 
@@ -223,15 +191,13 @@ impl Marked {
     /// # Errors
     /// [`Malformed`], and the same again on every later call.
     pub fn datagram(&mut self, datagram: &[u8]) -> Result<Option<(Marks, usize)>, Malformed> {
-        if let Some(fault) = self.failed {
-            return Err(fault);
-        }
+        self.stream.check()?;
         //= rfc9297 §3.3 malformed-capsule
         let (context, size) =
-            varint::decode(datagram).ok_or_else(|| self.fail(Malformed::NoContext))?;
+            varint::decode(datagram).ok_or_else(|| self.stream.fail(Malformed::NoContext))?;
         let marks = self.judge(context, (datagram.len() - size) as u64)?;
         if marks.is_none() {
-            self.unknown_contexts = self.unknown_contexts.saturating_add(1);
+            self.stream.unknown_context();
         }
         Ok(marks.map(|marks| (marks, size)))
     }
@@ -246,7 +212,7 @@ impl Marked {
         };
         //= rfc9298 §5 context-0-limit
         if marks.is_some() && length > MAX_PAYLOAD as u64 {
-            return Err(self.fail(Malformed::OversizePayload));
+            return Err(self.stream.fail(Malformed::OversizePayload));
         }
         Ok(marks)
     }
@@ -288,12 +254,7 @@ impl Marked {
     /// # Errors
     /// [`Malformed::TruncatedCapsule`].
     pub fn inbound_end(&mut self, held: usize) -> Result<(), Malformed> {
-        match self.failed {
-            Some(fault) => Err(fault),
-            None if self.reader.at_boundary(held) => Ok(()),
-            //= rfc9297 §3.3 truncated-capsule
-            None => Err(self.fail(Malformed::TruncatedCapsule)),
-        }
+        self.stream.end(held)
     }
 
     /// The context for the payload of a packet with these marks. A DSCP without contexts gets some, if there are capsules to say so;
@@ -324,21 +285,16 @@ impl Marked {
         core::mem::take(&mut self.pending)
     }
 
-    const fn fail(&mut self, fault: Malformed) -> Malformed {
-        self.failed = Some(fault);
-        fault
-    }
-
     /// Capsules skipped so far because their type means nothing here, reserved ("grease") types not counted.
     #[must_use]
     pub const fn unknown_capsules(&self) -> u64 {
-        self.unknown_capsules
+        self.stream.unknown_capsules()
     }
 
     /// Datagrams dropped so far because nobody registered their context.
     #[must_use]
     pub const fn unknown_contexts(&self) -> u64 {
-        self.unknown_contexts
+        self.stream.unknown_contexts()
     }
 }
 

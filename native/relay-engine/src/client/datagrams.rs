@@ -122,7 +122,7 @@ impl DatagramReceiver {
             }
             for chunk in self.chunks.drain(..) {
                 self.taken += chunk.len();
-                let look = |data: &[u8]| Ok(self.machine.inbound(data)?.into());
+                let look = |data: &[u8]| self.machine.inbound(data);
                 take(look, &mut self.held, chunk, |(), payload| {
                     into.push(payload);
                 })?;

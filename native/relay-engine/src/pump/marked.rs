@@ -8,10 +8,10 @@ use capsule_core::ecn_dscp::{Assignment, CapsuleTypes, Marks};
 use capsule_core::protocols::udp_marked;
 use capsule_core::tunnel::Malformed;
 use capsule_core::varint;
+use capsule_core::whole::Step;
 use tokio::sync::Notify;
 
 use super::outside::{Dropped, Outside, Prefix};
-use super::payloads::Step;
 use crate::egress::{MarkedPayload, MarkedSocket, Sent};
 
 /// A connected socket, and contexts for the marks of its packets.
@@ -62,20 +62,7 @@ impl Outside for Marked {
     }
 
     fn look(&self, data: &[u8]) -> Result<Step<Marks>, Malformed> {
-        Ok(match self.ask(|machine| machine.inbound(data))? {
-            udp_marked::Step::Idle => Step::Idle,
-            udp_marked::Step::Skip(bytes) => Step::Skip(bytes),
-            udp_marked::Step::More(bytes) => Step::More(bytes),
-            udp_marked::Step::Payload {
-                marks,
-                start,
-                length,
-            } => Step::Payload {
-                peer: marks,
-                start,
-                length,
-            },
-        })
+        self.ask(|machine| machine.inbound(data))
     }
 
     fn datagram(&self, datagram: &[u8]) -> Result<Option<(Marks, usize)>, Malformed> {

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use capsule_core::protocols::udp::{self, ConnectUdp};
 use capsule_core::protocols::udp_bind::{Bind, MAX_PREFIX, Role};
 use capsule_core::tunnel::Malformed;
+use capsule_core::whole::Step;
 use tokio::sync::Notify;
 
-use super::payloads::Step;
 use crate::egress::{Addressed, BoundSockets, DatagramSocket, Sent};
 
 /// What goes before a payload in an HTTP datagram.
@@ -101,7 +101,7 @@ impl Outside for Connected {
     }
 
     fn look(&self, data: &[u8]) -> Result<Step<()>, Malformed> {
-        Ok(self.machine.borrow_mut().inbound(data)?.into())
+        self.machine.borrow_mut().inbound(data)
     }
 
     fn datagram(&self, datagram: &[u8]) -> Result<Option<((), usize)>, Malformed> {
@@ -215,9 +215,7 @@ impl Outside for Bound {
     }
 
     fn look(&self, data: &[u8]) -> Result<Step<SocketAddr>, Malformed> {
-        Ok(self
-            .ask(|machine, permit| machine.inbound(data, permit))?
-            .into())
+        self.ask(|machine, permit| machine.inbound(data, permit))
     }
 
     fn datagram(&self, datagram: &[u8]) -> Result<Option<(SocketAddr, usize)>, Malformed> {
