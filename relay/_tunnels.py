@@ -83,6 +83,8 @@ class UdpTunnel:
         self._end = end
         self._loop = loop
         self._sock = socket.socket(fileno=end.detach())
+        # The descriptor is so already; a loop in debug mode asks the object.
+        self._sock.setblocking(False)
         self._sending, self._receiving = asyncio.Lock(), asyncio.Lock()
         self._waiting = 0
         self._closed = False

@@ -480,6 +480,24 @@ async def test_datagrams_of_every_size(relay: RelayProcess, transport: str) -> N
             await udp.send(bytes(65_528))
 
 
+async def test_a_loop_in_debug_mode(relay: RelayProcess) -> None:
+    loop = asyncio.get_running_loop()
+    debug = loop.get_debug()
+    loop.set_debug(True)
+    try:
+        async with (
+            UdpTarget(echo=True) as target,
+            client(relay, "h2") as proxy,
+            await proxy.open_udp(target.host, target.port) as udp,
+        ):
+            receiving = asyncio.ensure_future(udp.receive())
+            await asyncio.sleep(0)
+            await udp.send(b"hello")
+            assert await receiving == b"hello"
+    finally:
+        loop.set_debug(debug)
+
+
 async def test_what_fits_no_quic_datagram_is_dropped_and_counted(relay: RelayProcess) -> None:
     async with (
         UdpTarget(echo=True) as target,
