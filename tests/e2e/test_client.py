@@ -324,6 +324,23 @@ async def test_a_proxy_that_is_not_there(http: str | None) -> None:
         assert url in str(results[0])
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_does_not_answer(scheme: str) -> None:
+    with BlackHole() as hole:
+        async with Client(f"{scheme}://127.0.0.1:{hole.port}", http="h1", connect_timeout=0.3) as proxy:
+            async with asyncio.timeout(10):
+                with pytest.raises(ProxyUnreachable):
+                    await proxy.open_tcp("example.com", 443)
+
+
+async def test_a_proxy_that_speaks_no_tls() -> None:
+    async with Target() as silent:
+        url = f"https://{silent.host}:{silent.port}"
+        async with Client(url, http="h1", connect_timeout=0.3) as proxy, asyncio.timeout(10):
+            with pytest.raises(ProxyUnreachable):
+                await proxy.open_tcp("example.com", 443)
+
+
 async def test_a_proxy_without_a_name() -> None:
     async with Client("https://nowhere.invalid") as proxy:
         with pytest.raises(ProxyUnreachable, match=r"nowhere\.invalid"):

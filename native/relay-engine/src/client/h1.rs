@@ -1,11 +1,14 @@
 //! HTTP/1.1: a connection a tunnel.
 
 use std::fmt::Write as _;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
 
 use super::{Error, Opened, Proxy, Recv, Send, Wanted, check, tls};
 use crate::transport::h1::{Io, clear_halves, secure_halves};
@@ -26,15 +29,39 @@ impl Drop for Unanswered {
     }
 }
 
-pub(super) async fn open(proxy: &Proxy, wanted: Wanted) -> Result<Opened, Error> {
-    let wire = proxy.dial().await?;
+/// `patience`: how long it may take until there is a connection to ask on.
+pub(super) async fn open(
+    proxy: &Proxy,
+    wanted: Wanted,
+    patience: Option<Duration>,
+) -> Result<Opened, Error> {
+    let until = patience.map(|patience| Instant::now() + patience);
+    let wire = within(until, proxy.dial()).await?;
     let mut unanswered = Unanswered(Some(wire.clone()));
-    let opened = ask(proxy, wanted, wire).await;
+    let opened = ask(proxy, wanted, wire, until).await;
     unanswered.0 = None;
     opened
 }
 
-async fn ask(proxy: &Proxy, wanted: Wanted, mut wire: Wire) -> Result<Opened, Error> {
+async fn within<T, E: Into<Error>>(
+    until: Option<Instant>,
+    reach: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    let Some(until) = until else {
+        return reach.await.map_err(Into::into);
+    };
+    match timeout_at(until, reach).await {
+        Ok(reached) => reached.map_err(Into::into),
+        Err(_) => Err(io::Error::from(ErrorKind::TimedOut).into()),
+    }
+}
+
+async fn ask(
+    proxy: &Proxy,
+    wanted: Wanted,
+    mut wire: Wire,
+    until: Option<Instant>,
+) -> Result<Opened, Error> {
     let request = render(proxy, &wanted);
     match &proxy.tls {
         None => {
@@ -45,7 +72,7 @@ async fn ask(proxy: &Proxy, wanted: Wanted, mut wire: Wire) -> Result<Opened, Er
         Some(config) => {
             let config = Arc::new(tls::with_alpn(config, &[b"http/1.1"]));
             let name = proxy.server_name()?;
-            let (mut stream, _) = connect(config, name, wire).await?;
+            let (mut stream, _) = within(until, connect(config, name, wire)).await?;
             let (fields, early) = exchange(&mut stream, &request, &wanted).await?;
             let (recv, send) = secure_halves(stream, early.freeze());
             Ok(Opened::new(fields, Recv::Secure(recv), Send::Secure(send)))

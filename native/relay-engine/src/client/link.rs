@@ -160,7 +160,7 @@ impl Link {
 async fn connect(settings: &Settings) -> Result<Rc<Client>, Failure> {
     let patience = settings.patience;
     match timeout(patience, connect_now(settings)).await {
-        Ok(Ok(client)) => Ok(Rc::new(client)),
+        Ok(Ok(client)) => Ok(Rc::new(client.patient(patience))),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(Failure::Unreachable(format!(
             "no connection within {} s",

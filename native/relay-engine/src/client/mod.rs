@@ -270,6 +270,8 @@ pub enum Error {
 pub struct Client {
     proxy: Proxy,
     connection: Connection,
+    /// HTTP/1.1: how long each tunnel's connection may take, TLS included.
+    patience: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -290,7 +292,11 @@ impl Client {
             Http::H2 => Connection::H2(h2::Connection::open(&proxy).await?),
             Http::H3 => Connection::H3(h3::Connection::open(&proxy).await?),
         };
-        Ok(Self { proxy, connection })
+        Ok(Self {
+            proxy,
+            connection,
+            patience: None,
+        })
     }
 
     /// Connects by TCP and takes HTTP/2 or else HTTP/1.1, as the proxy wants it by ALPN.
@@ -300,7 +306,17 @@ impl Client {
     pub async fn negotiate(proxy: Proxy) -> Result<Self, Error> {
         let connection = h2::Connection::negotiate(&proxy, &[b"h2", b"http/1.1"]).await?;
         let connection = connection.map_or(Connection::H1, Connection::H2);
-        Ok(Self { proxy, connection })
+        Ok(Self {
+            proxy,
+            connection,
+            patience: None,
+        })
+    }
+
+    /// Bounds how long the connections that are still to be made may take.
+    fn patient(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     /// The version spoken.
@@ -351,7 +367,7 @@ impl Client {
     async fn request(&self, form: &Form, host: &str, port: u16) -> Result<Opened, Error> {
         let wanted = Wanted::new(&self.proxy, form, host, port);
         match &self.connection {
-            Connection::H1 => h1::open(&self.proxy, wanted).await,
+            Connection::H1 => h1::open(&self.proxy, wanted, self.patience).await,
             Connection::H2(connection) => connection.open_tunnel(&self.proxy, wanted).await,
             Connection::H3(connection) => connection.open_tunnel(&self.proxy, wanted).await,
         }
