@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::{Either, select};
 
 use super::super::tcp::Sources;
-use super::{Batched, Sent, unbound};
+use super::{Batched, CALLS, MOST_SEGMENTS, Sent, unbound};
 
 /// A payload and its peer.
 #[derive(Debug, Clone)]
@@ -180,11 +180,16 @@ impl BoundSockets {
         }
     }
 
-    /// Sends datagrams, those of one size to one peer that follow each other in one call. What cannot be sent is dropped.
+    /// Sends datagrams, those of one size to one peer that follow each other in one call, and as many as some calls take. What cannot
+    /// be sent is dropped.
     pub fn send(&self, datagrams: &[Addressed]) -> Sent {
         let mut sent = Sent::default();
-        while let Some(first) = datagrams.get(sent.done) {
+        while let Some(first) = datagrams.get(sent.done)
+            && sent.calls < CALLS
+        {
+            // No more than calls can take: there may be a hundred thousand.
             let rest = &datagrams[sent.done..];
+            let rest = &rest[..rest.len().min(CALLS * MOST_SEGMENTS)];
             let same = |other: &&Addressed| other.peer.is_ipv4() == first.peer.is_ipv4();
             let count = rest.iter().take_while(same).count();
             let now = match self.towards(first.peer) {
@@ -267,6 +272,24 @@ mod tests {
             let expected = (addresses[number], payload.as_bytes().to_vec());
             assert!(arrived.contains(&expected));
         }
+    }
+
+    #[tokio::test]
+    async fn peers_that_take_turns_are_no_way_around_the_bound_of_calls() {
+        let bound = bind(&loopback(), &[]).unwrap();
+        let peers = [peer("127.0.0.1"), peer("::1")];
+        let datagrams: Vec<_> = (0..1000)
+            .map(|number| Addressed {
+                peer: peers[number % 2].local_addr().unwrap(),
+                payload: Bytes::from_static(b"a"),
+            })
+            .collect();
+        for peer in &peers {
+            bound.writable(peer.local_addr().unwrap()).await.unwrap();
+        }
+        let sent = bound.send(&datagrams);
+        assert!((1..=CALLS).contains(&sent.calls), "{}", sent.calls);
+        assert_eq!((sent.done, sent.dropped), (sent.calls, 0));
     }
 
     #[tokio::test]
