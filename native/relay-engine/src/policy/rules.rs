@@ -211,7 +211,8 @@ impl Admission {
     /// The refusal, if not.
     pub fn permits(&self, address: IpAddr) -> Result<(), Refusal> {
         let ruleset = &*self.ruleset;
-        if ruleset.deny_networks.touch(address) {
+        // The kernel takes the unspecified address for this machine, which no network of a policy means by it.
+        if canonical(address).is_unspecified() || ruleset.deny_networks.touch(address) {
             return Err(Refusal::Address);
         }
         let reachable = ruleset.allow_networks.contain(address)

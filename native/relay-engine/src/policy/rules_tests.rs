@@ -292,6 +292,25 @@ fn address_literals_match_host_patterns_in_one_spelling() {
 }
 
 #[test]
+fn the_unspecified_address_is_no_way_to_this_machine() {
+    let mut policy = policy();
+    policy.allow_networks = nets(&["0.0.0.0/0", "::/0"]);
+    policy.deny_networks = nets(&["127.0.0.0/8", "::1/128"]);
+    policy.rules = vec![config::Rule {
+        networks: nets(&["0.0.0.0/0", "::/0"]),
+        ..rule(true)
+    }];
+    for text in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
+        let verdict = verdict(&policy, None, &Host::Ip(ip(text)), text);
+        assert_eq!(verdict, Err(Refusal::Address), "{text}");
+    }
+    assert_eq!(
+        verdict(&policy, None, &Host::Ip(ip("10.0.0.1")), "10.0.0.1"),
+        Ok(())
+    );
+}
+
+#[test]
 fn tunnels_to_any_peer_are_refused_where_no_peer_could_be_reached() {
     let verdict = |rules: Vec<config::Rule>| {
         let mut policy = policy();
