@@ -14,7 +14,7 @@
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::time::{Duration, Instant};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
@@ -35,6 +35,10 @@ const MOST_BYTES: usize = 65_507;
 const MOST_SEGMENTS: usize = 64;
 /// What the kernel is asked to hold each way.
 const KERNEL_BUFFER: usize = 8 << 20;
+/// Rates that can be ordered, in datagrams a second: at slower ones a clock has no word for when the next is due.
+const RATES: RangeInclusive<f64> = 1e-3..=1e7;
+/// The most that can be ordered, in bytes a second: what is due after a pause is made at once.
+const MOST_RATE: f64 = 16e9;
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
@@ -105,8 +109,10 @@ impl Order {
             size: u32_at(datagram, 21)?,
             count: u64_at(datagram, 25)?,
         };
-        let sound = (Header::SIZE..=MOST_BYTES).contains(&(order.size as usize));
-        (sound && order.rate > 0.0 && order.rate <= 1e7).then_some(order)
+        let sound = (Header::SIZE..=MOST_BYTES).contains(&(order.size as usize))
+            && RATES.contains(&order.rate)
+            && order.rate * f64::from(order.size) <= MOST_RATE;
+        sound.then_some(order)
     }
 }
 
@@ -428,6 +434,15 @@ mod tests {
         };
         assert_eq!(Order::read(&order.bytes()), Some(order));
         assert_eq!(Order::read(&Order { size: 20, ..order }.bytes()), None);
+        for rate in [0.0, -1.0, 1e-300, 1e-4, 2e7, f64::INFINITY, f64::NAN] {
+            assert_eq!(Order::read(&Order { rate, ..order }.bytes()), None);
+        }
+        let much = Order {
+            rate: 1e7,
+            size: 65_507,
+            ..order
+        };
+        assert_eq!(Order::read(&much.bytes()), None);
         let counts = Counts {
             run: 7,
             received: 1,
