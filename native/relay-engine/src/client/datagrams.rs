@@ -120,12 +120,18 @@ impl DatagramReceiver {
                     into.push(datagram.split_off(start));
                 }
             }
-            for chunk in self.chunks.drain(..) {
+            for mut chunk in self.chunks.drain(..) {
                 self.taken += chunk.len();
                 let look = |data: &[u8]| self.machine.inbound(data);
-                take(look, &mut self.held, chunk, |(), payload| {
-                    into.push(payload);
-                })?;
+                take(
+                    look,
+                    &mut self.held,
+                    &mut chunk,
+                    usize::MAX,
+                    |(), payload| {
+                        into.push(payload);
+                    },
+                )?;
             }
         }
         Ok(true)

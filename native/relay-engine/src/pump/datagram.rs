@@ -30,6 +30,9 @@ const CALL: usize = 8 << 10;
 
 /// What both directions share.
 struct Tunnel<'a, O> {
+/// Looks at a data stream between which others may have their turn.
+const LOOKS: usize = 256;
+
     outside: O,
     flow: Option<Flow>,
     bytes_up: Cell<u64>,
@@ -171,12 +174,15 @@ async fn up<R: RecvHalf, O: Outside>(tunnel: &Tunnel<'_, O>, recv: &mut R) -> Re
         }
         let mut received = 0;
         for chunk in chunks.drain(..) {
-            let chunk: Bytes = chunk;
+            let mut chunk: Bytes = chunk;
             received += chunk.len();
-            let look = |data: &[u8]| tunnel.outside.look(data);
-            take(look, &mut held, chunk, |peer, payload| {
-                payloads.push(O::address(peer, payload));
-            })?;
+            while !chunk.is_empty() {
+                let look = |data: &[u8]| tunnel.outside.look(data);
+                take(look, &mut held, &mut chunk, LOOKS, |peer, payload| {
+                    payloads.push(O::address(peer, payload));
+                })?;
+                turn.moved(tunnel.outside.toil()).await;
+            }
         }
         tunnel.taken.set(tunnel.taken.get() + received as u64);
         let bytes = write(tunnel, &mut payloads, &mut turn).await?;
@@ -194,6 +200,7 @@ async fn write<O: Outside>(
     let mut done = 0;
     let mut all = 0;
     while done < payloads.len() {
+            turn.moved(tunnel.outside.toil()).await;
         let sent = tunnel.outside.send(&payloads[done..]);
         let sent = sent.map_err(|_| Ended::Unreachable)?;
         tunnel

@@ -1,7 +1,7 @@
 //! What a datagram tunnel leads to: its protocol's machine together with the sockets. One target (RFC 9298), or, bound, any peer
 //! (draft-ietf-masque-connect-udp-listen).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::{Future, pending};
 use std::io;
@@ -45,6 +45,11 @@ pub trait Outside {
 
     /// Looks at an HTTP datagram that came by itself: its peer, and where the payload begins; `None`: to be dropped.
     fn datagram(&self, datagram: &[u8]) -> Result<Option<(Self::Peer, usize)>, Malformed>;
+
+    /// What looking has cost since the last call, in bytes that could be moved meanwhile, where that is more than a look.
+    fn toil(&self) -> usize {
+        0
+    }
 
     /// The client's data stream ended, with `held` bytes of a capsule.
     fn inbound_end(&self, held: usize) -> Result<(), Malformed>;
@@ -152,11 +157,27 @@ impl Outside for Connected {
     }
 }
 
+/// What the policy says of a peer.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdict {
+    /// It may be reached.
+    pub permitted: bool,
+    /// That had to be found out.
+    pub fresh: bool,
+}
+
+/// Says of each peer whether it may be reached.
+pub type Judge = Box<dyn FnMut(SocketAddr) -> Verdict>;
+
+/// What finding out about a peer counts for in a turn, in bytes that could be moved meanwhile: it takes some calls of the system.
+const JUDGED: usize = 32 << 10;
+
 /// Any peer that the policy permits, through sockets of the tunnel's own.
 pub struct Bound {
     machine: RefCell<Bind>,
     sockets: BoundSockets,
-    permit: RefCell<Box<dyn FnMut(SocketAddr) -> bool>>,
+    judge: RefCell<Judge>,
+    toil: Cell<usize>,
     asked: Notify,
 }
 
@@ -169,17 +190,14 @@ impl fmt::Debug for Bound {
 }
 
 impl Bound {
-    /// A fresh tunnel. `target`: where context 0 leads, if anywhere; `permit` says who may be reached.
+    /// A fresh tunnel. `target`: where context 0 leads, if anywhere.
     #[must_use]
-    pub fn new(
-        sockets: BoundSockets,
-        target: Option<SocketAddr>,
-        permit: Box<dyn FnMut(SocketAddr) -> bool>,
-    ) -> Self {
+    pub fn new(sockets: BoundSockets, target: Option<SocketAddr>, judge: Judge) -> Self {
         Self {
             machine: RefCell::new(Bind::new(Role::Proxy, target)),
             sockets,
-            permit: RefCell::new(permit),
+            judge: RefCell::new(judge),
+            toil: Cell::new(0),
             asked: Notify::new(),
         }
     }
@@ -195,9 +213,16 @@ impl Bound {
     //= connect-udp-bind §9 check-each-target
     fn ask<T>(&self, ask: impl FnOnce(&mut Bind, &mut dyn FnMut(SocketAddr) -> bool) -> T) -> T {
         let mut machine = self.machine.borrow_mut();
-        let mut permit = self.permit.borrow_mut();
+        let mut judge = self.judge.borrow_mut();
         let answer = ask(&mut machine, &mut |peer| {
-            self.sockets.reaches(peer) && permit(peer)
+            if !self.sockets.reaches(peer) {
+                return false;
+            }
+            let verdict = judge(peer);
+            if verdict.fresh {
+                self.toil.set(self.toil.get() + JUDGED);
+            }
+            verdict.permitted
         });
         if machine.has_pending() {
             self.asked.notify_one();
@@ -220,6 +245,10 @@ impl Outside for Bound {
 
     fn datagram(&self, datagram: &[u8]) -> Result<Option<(SocketAddr, usize)>, Malformed> {
         self.ask(|machine, permit| machine.datagram(datagram, permit))
+    }
+
+    fn toil(&self) -> usize {
+        self.toil.take()
     }
 
     fn inbound_end(&self, held: usize) -> Result<(), Malformed> {

@@ -1,12 +1,14 @@
 //! Who a bound tunnel may talk to: each peer is judged by the policy in force when it comes up.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use capsule_core::target::Host;
 
+use crate::pump::outside::{Judge, Verdict};
 use crate::worker::Worker;
 
 /// Verdicts that are remembered at a time; more than most tunnels have peers.
@@ -18,7 +20,7 @@ pub(super) fn judge(
     worker: &Rc<Worker>,
     principal: Option<&Arc<str>>,
     protocol: &'static str,
-) -> Box<dyn FnMut(SocketAddr) -> bool> {
+) -> Judge {
     let (worker, principal) = (Rc::clone(worker), principal.cloned());
     let mut verdicts: HashMap<SocketAddr, bool> = HashMap::new();
     let mut number = 0;
@@ -28,22 +30,30 @@ pub(super) fn judge(
             verdicts.clear();
             number = generation.number;
         }
-        *verdicts.entry(peer).or_insert_with(|| {
-            let address = peer.ip();
-            // A mapped address would go to another family's socket than it says.
-            let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-            let ruleset = &generation.ruleset;
-            peer.port() != 0
-                && !mapped
-                && ruleset
-                    .before_dns(
-                        principal.as_deref(),
-                        protocol,
-                        &Host::Ip(address),
-                        peer.port(),
-                    )
-                    .and_then(|admission| admission.permits(address))
-                    .is_ok()
-        })
+        let entry = match verdicts.entry(peer) {
+            Entry::Occupied(known) => {
+                return Verdict {
+                    permitted: *known.get(),
+                    fresh: false,
+                };
+            }
+            Entry::Vacant(entry) => entry,
+        };
+        let address = peer.ip();
+        // A mapped address would go to another family's socket than it says.
+        let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+        let ruleset = &generation.ruleset;
+        let (principal, host) = (principal.as_deref(), Host::Ip(address));
+        let permitted = peer.port() != 0
+            && !mapped
+            && ruleset
+                .before_dns(principal, protocol, &host, peer.port())
+                .and_then(|admission| admission.permits(address))
+                .is_ok();
+        entry.insert(permitted);
+        Verdict {
+            permitted,
+            fresh: true,
+        }
     })
 }

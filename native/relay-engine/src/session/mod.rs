@@ -31,7 +31,7 @@ use crate::hook;
 use crate::policy;
 use crate::pool;
 use crate::pump::marked::Marked;
-use crate::pump::outside::{Bound, Connected};
+use crate::pump::outside::{Bound, Connected, Judge};
 use crate::pump::{self, Bounds, Ended};
 use crate::state::{Generation, Phase};
 use crate::transport::{Exchange, Gone, Peer, RecvHalf, Refusal, RequestHead, SendHalf};
@@ -502,7 +502,7 @@ async fn reach_any(
     permit: impl Fn(IpAddr) -> Result<(), policy::Refusal>,
     deadline: tokio::time::Instant,
     translated: &[IpAddr],
-    judge: Box<dyn FnMut(SocketAddr) -> bool>,
+    judge: Judge,
 ) -> Result<Way, DialError> {
     let named = if *target == Target::ANY {
         None
