@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use capsule_core::capsule::{MAX_HEADER, encode_header, types};
 use capsule_core::protocols::udp_bind::MAX_PREFIX;
 use futures_util::future::{Either, select};
+use futures_util::FutureExt as _;
 use tokio::time::timeout;
 
 use super::outside::Outside;
@@ -154,18 +155,14 @@ async fn up<R: RecvHalf, O: Outside>(tunnel: &Tunnel<'_, O>, recv: &mut R) -> Re
         let more = match &tunnel.flow {
             Some(flow) => {
                 let stream = pin!(recv.recv(&mut chunks));
-                // What came before the end of the stream goes before it.
+                // What came before the end of the stream goes before it; however many datagrams come, the stream is heard.
                 match select(pin!(flow.recv(&mut datagrams)), stream).await {
-                    Either::Left(((), _)) => true,
+                    Either::Left(((), stream)) => stream.now_or_never().unwrap_or(Ok(true))?,
                     Either::Right((more, _)) => more?,
                 }
             }
             None => recv.recv(&mut chunks).await?,
         };
-        if !more {
-            tunnel.outside.inbound_end(held.len())?;
-            return Ok(());
-        }
         for datagram in datagrams.drain(..) {
             let datagram: Bytes = datagram;
             if let Some((peer, start)) = tunnel.outside.datagram(&datagram)? {
@@ -217,6 +214,10 @@ async fn write<O: Outside>(
             writable.map_err(|_| Ended::Unreachable)?;
         }
     }
+        if !more {
+            tunnel.outside.inbound_end(held.len())?;
+            return Ok(());
+        }
     payloads.clear();
     Ok(all)
 }
