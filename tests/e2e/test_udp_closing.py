@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
-from peers.capsule import varint
+from peers.capsule import Decoder, capsule, varint
 from peers.h3 import H3Tunnel
 from peers.process import RelayProcess, StartRelay, until
-from peers.udp import DATAGRAM, Datagrams, UdpTarget
+from peers.udp import DATAGRAM, Datagrams, UdpTarget, udp_request
 from peers.udp_matrix import CELLS, UDP, is_free, opened
 
 
@@ -85,6 +86,43 @@ async def test_when_the_relay_drains(launch: StartRelay, transport: str, form: s
         await flow.tunnel.drained()
         assert await until(lambda: is_free(own), timeout=1)
         assert await until(lambda: not relay.alive)
+
+
+# = rfc9297 §3.3 truncated-capsule
+async def test_the_last_capsule_is_whole(relay: RelayProcess) -> None:
+    endpoint = relay.endpoint("h1")
+    async with UdpTarget() as target:
+        with socket.socket() as sock:
+            # A client that reads nothing while there is more than its window.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, (endpoint.host, endpoint.port))
+            reader, writer = await asyncio.open_connection(sock=sock)
+            request = udp_request(target.host, target.port)
+            fields = {
+                "host": endpoint.authority,
+                "connection": "upgrade",
+                "upgrade": "connect-udp",
+                **dict(request.headers),
+            }
+            head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+            writer.write(f"GET {request.path} HTTP/1.1\r\n{head}\r\n".encode() + capsule(DATAGRAM, b"\0where from?"))
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            _, own = await target.receive()
+            writer.transport.pause_reading()
+            for _ in range(4000):
+                target.send(bytes(1200), own)
+                await asyncio.sleep(0)
+            writer.write_eof()
+            writer.transport.resume_reading()
+            data = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+    decoder = Decoder()
+    capsules = decoder.feed(data)
+    assert capsules
+    assert capsules[-1][2]
+    assert decoder.complete
 
 
 # = rfc9298 §3.1 connected-socket

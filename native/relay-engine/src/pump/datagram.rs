@@ -5,12 +5,13 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use capsule_core::capsule::{MAX_HEADER, encode_header, types};
 use capsule_core::protocols::udp_bind::MAX_PREFIX;
-use futures_util::future::{Either, select};
 use futures_util::FutureExt as _;
+use futures_util::future::{Either, select};
 use tokio::time::timeout;
 
 use super::outside::Outside;
@@ -29,11 +30,11 @@ const WAITING: usize = 16;
 /// large ones.
 const CALL: usize = 8 << 10;
 
-/// What both directions share.
-struct Tunnel<'a, O> {
 /// Looks at a data stream between which others may have their turn.
 const LOOKS: usize = 256;
 
+/// What both directions share.
+struct Tunnel<'a, O> {
     outside: O,
     flow: Option<Flow>,
     bytes_up: Cell<u64>,
@@ -42,6 +43,10 @@ const LOOKS: usize = 256;
     datagrams_down: Cell<u64>,
     /// Bytes of the data stream that were taken, whatever they are.
     taken: Cell<u64>,
+    /// Capsules are on their way to the client, and the data stream cannot end well before they are.
+    sending: Cell<bool>,
+    /// The tunnel has ended, and nothing more is begun.
+    over: Cell<bool>,
     metrics: &'a WorkerMetrics,
 }
 
@@ -79,6 +84,22 @@ impl<O: Outside> Tunnel<'_, O> {
     }
 }
 
+impl Ended {
+    /// Whether the client's data stream ends as a whole.
+    fn is_gentle(self) -> bool {
+        matches!(self, Self::Clean | Self::Idle | Self::Unreachable)
+    }
+
+    /// How long the client may take for what is on its way.
+    fn last_word(self) -> Duration {
+        if self == Self::Clean {
+            LAST_WORD
+        } else {
+            FLUSH
+        }
+    }
+}
+
 /// Runs a datagram tunnel to its end: until the client ends its data stream, the target turns out not to be there, nothing came for
 /// the idle time, or `stop` resolves. The sockets are closed with it.
 pub async fn run<R: RecvHalf, S: SendHalf, O: Outside>(
@@ -97,6 +118,8 @@ pub async fn run<R: RecvHalf, S: SendHalf, O: Outside>(
         datagrams_up: Cell::new(0),
         datagrams_down: Cell::new(0),
         taken: Cell::new(0),
+        sending: Cell::new(false),
+        over: Cell::new(false),
         metrics,
     };
     let ended = {
@@ -104,7 +127,14 @@ pub async fn run<R: RecvHalf, S: SendHalf, O: Outside>(
             let up = pin!(up(&tunnel, recv));
             let down = pin!(down(&tunnel, send));
             match select(up, down).await {
-                Either::Left((ended, _)) => ended.map_or_else(|ended| ended, |()| Ended::Clean),
+                Either::Left((ended, down)) => {
+                    let ended = ended.map_or_else(|ended| ended, |()| Ended::Clean);
+                    tunnel.over.set(true);
+                    if tunnel.sending.get() && ended.is_gentle() {
+                        let _ = timeout(ended.last_word(), down).await;
+                    }
+                    ended
+                }
                 Either::Right((ended, _)) => ended,
             }
         };
@@ -119,17 +149,16 @@ pub async fn run<R: RecvHalf, S: SendHalf, O: Outside>(
     };
     // The port is free before the client hears of it.
     //= rfc9298 §3.1 socket-lives-with-stream
+    let cut = tunnel.sending.get();
     let outcome = tunnel.close(ended);
     match ended {
+        // A capsule that is begun is no end.
+        //= rfc9297 §3.3 truncated-capsule
+        _ if cut && ended.is_gentle() => abort(recv, send, Fault::Cancelled).await,
         //= rfc9298 §3.1 socket-gone-closes-stream
         //= rfc9298 §3.1 idle-closes-stream
         Ended::Clean | Ended::Idle | Ended::Unreachable => {
-            let limit = if ended == Ended::Clean {
-                LAST_WORD
-            } else {
-                FLUSH
-            };
-            let _ = timeout(limit, send.finish()).await;
+            let _ = timeout(ended.last_word(), send.finish()).await;
             recv.ended();
         }
         //= rfc9297 §3.3 malformed-capsule
@@ -168,6 +197,7 @@ async fn up<R: RecvHalf, O: Outside>(tunnel: &Tunnel<'_, O>, recv: &mut R) -> Re
             if let Some((peer, start)) = tunnel.outside.datagram(&datagram)? {
                 payloads.push(O::address(peer, datagram.slice(start..)));
             }
+            turn.moved(tunnel.outside.toil()).await;
         }
         let mut received = 0;
         for chunk in chunks.drain(..) {
@@ -184,6 +214,10 @@ async fn up<R: RecvHalf, O: Outside>(tunnel: &Tunnel<'_, O>, recv: &mut R) -> Re
         tunnel.taken.set(tunnel.taken.get() + received as u64);
         let bytes = write(tunnel, &mut payloads, &mut turn).await?;
         recv.release(received);
+        if !more {
+            tunnel.outside.inbound_end(held.len())?;
+            return Ok(());
+        }
         turn.moved(received.saturating_sub(bytes)).await;
     }
 }
@@ -197,7 +231,6 @@ async fn write<O: Outside>(
     let mut done = 0;
     let mut all = 0;
     while done < payloads.len() {
-            turn.moved(tunnel.outside.toil()).await;
         let sent = tunnel.outside.send(&payloads[done..]);
         let sent = sent.map_err(|_| Ended::Unreachable)?;
         tunnel
@@ -214,10 +247,6 @@ async fn write<O: Outside>(
             writable.map_err(|_| Ended::Unreachable)?;
         }
     }
-        if !more {
-            tunnel.outside.inbound_end(held.len())?;
-            return Ok(());
-        }
     payloads.clear();
     Ok(all)
 }
@@ -319,6 +348,7 @@ async fn down<S: SendHalf, O: Outside>(tunnel: &Tunnel<'_, O>, send: &mut S) -> 
             Err(ended) => return ended,
         };
         match moved {
+            Ok(_) if tunnel.over.get() => return Ended::Clean,
             Ok(bytes) => turn.moved(bytes).await,
             Err(ended) => return ended,
         }
@@ -458,11 +488,13 @@ async fn forward<S: SendHalf, O: Outside>(
         bytes,
     } = filled;
     let end = HEADROOM + length;
+    tunnel.sending.set(true);
     if length <= room {
         send.send(buffer, HEADROOM, end).await?;
     } else {
         Box::pin(send_in_pieces(send, buffer, HEADROOM, end)).await?;
     }
+    tunnel.sending.set(false);
     tunnel.moved_down(datagrams, bytes);
     Ok(0)
 }
