@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from peers.bind import assign, bind_request
+from peers.capsule import capsule, varint
 from peers.flood import flooding, pour
 from peers.h2 import H2Session
 from peers.h3 import H3Session, H3Tunnel
-from peers.matrix import TRANSPORTS
+from peers.matrix import TRANSPORTS, connect
 from peers.process import RelayProcess, StartRelay, until
-from peers.udp import Datagrams, UdpTarget, udp_request
+from peers.udp import DATAGRAM, Datagrams, UdpTarget, udp_request
 from peers.udp_matrix import opened
 
 MIB = 1 << 20
@@ -112,6 +115,38 @@ async def test_another_tunnel_of_the_connection_goes_on_too(launch: StartRelay) 
         assert await until(lambda: bool(relay.log()))
         assert relay.log()[0]["datagrams_up"] == COUNT
         judge(times, relay, before, f"{COUNT:,} datagrams, the same h2 connection", seconds)
+
+
+# = connect-udp-bind §9 check-each-target
+@pytest.mark.timeout(60)
+async def test_nor_does_a_bound_tunnel_with_peer_after_peer_hold_it_up(launch: StartRelay) -> None:
+    # Public addresses, which the rules refuse once they are judged: nothing is sent to them.
+    rules = [{"action": "allow", "networks": ["127.0.0.0/8"]}, {"action": "deny", "networks": ["0.0.0.0/0"]}]
+    binding = {"egress": {"source_addresses": ["127.0.0.1"]}, "protocols": {"connect-udp": {"bind": True}}}
+    relay = launch(workers=1, policy={"rules": rules}, **binding)
+    peers, count = random.Random(4), 300_000
+    addresses = (b"\x04\x08" + peers.randbytes(3) + b"\x00\x35" for _ in range(count))
+    datagrams = b"".join(capsule(DATAGRAM, varint(2) + address) for address in addresses)
+    async with UdpTarget(echo=True) as target, opened(relay, "h2", "capsule", target) as flow:
+        async with await connect(relay, "h2") as session:
+            tunnel = await session.open(bind_request())
+            assert (await tunnel.answer()).status == 200
+            before, start = relay.resident, time.perf_counter()
+            relay.reset_peak()
+
+            async def flood() -> None:
+                await tunnel.send(assign(2))
+                for at in range(0, len(datagrams), 1 << 17):
+                    await tunnel.send(datagrams[at : at + (1 << 17)])
+                await tunnel.finish()
+                await tunnel.drained()
+
+            times = await echoes(flow, asyncio.ensure_future(flood()))
+        seconds = time.perf_counter() - start
+        assert await until(lambda: bool(relay.log()))
+        (record,) = relay.log()
+        assert (record["target"], record["end"], record["datagrams_up"]) == ("*:*", "clean", 0)
+        judge(times, relay, before, f"{count:,} peers", seconds)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -31,7 +31,7 @@ const WAITING: usize = 16;
 const CALL: usize = 8 << 10;
 
 /// Looks at a data stream between which others may have their turn.
-const LOOKS: usize = 256;
+const LOOKS: usize = 64;
 
 /// What both directions share.
 struct Tunnel<'a, O> {
