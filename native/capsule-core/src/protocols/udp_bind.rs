@@ -47,6 +47,7 @@ pub struct Bind {
     pending: Vec<u8>,
     pending_capsules: usize,
     refused: u64,
+    closed: u64,
 }
 
 struct Capsules;
@@ -75,6 +76,7 @@ impl Bind {
             pending: Vec::new(),
             pending_capsules: 0,
             refused: 0,
+            closed: 0,
         }
     }
 
@@ -193,6 +195,7 @@ impl Bind {
             Compression::Assign { context, peer } => {
                 let answer = self.contexts.assigned(context, peer, permit)?;
                 if let Some(ours) = answer.closes {
+                    self.closed += 1;
                     self.push(Compression::Close { context: ours })?;
                 }
                 //= connect-udp-bind §3.1 answer-assign
@@ -204,7 +207,7 @@ impl Bind {
             }
             Compression::Ack { context } => self.contexts.acknowledged(context),
             Compression::Close { context } => {
-                self.contexts.close(context);
+                self.closed += u64::from(self.contexts.close(context));
                 Ok(())
             }
         }
@@ -260,6 +263,7 @@ impl Bind {
     /// Ends a registration, whoever made it; `false`: it was not open.
     pub fn close(&mut self, context: u64) -> bool {
         let open = self.contexts.close(context);
+        self.closed += u64::from(open);
         open && self.push(Compression::Close { context }).is_ok()
     }
 
@@ -301,6 +305,12 @@ impl Bind {
     #[must_use]
     pub const fn unknown_contexts(&self) -> u64 {
         self.stream.unknown_contexts()
+    }
+
+    /// Contexts closed so far, by either end: what was made ready with one of them may not be sent any more.
+    #[must_use]
+    pub const fn closed(&self) -> u64 {
+        self.closed
     }
 
     /// Datagrams dropped so far because their peer may not be reached.

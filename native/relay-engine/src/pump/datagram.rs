@@ -321,11 +321,18 @@ async fn down<S: SendHalf, O: Outside>(tunnel: &Tunnel<'_, O>, send: &mut S) -> 
     let mut waiting: VecDeque<Filled> = VecDeque::new();
     // Not to be lost, and before datagrams that may rely on them.
     let mut answers: VecDeque<Filled> = VecDeque::new();
+    let mut closed = 0;
     let mut turn = Turn::default();
     loop {
         let first = answers.front().or(waiting.front());
         let length = first.map(|filled| filled.length);
         let event = next(tunnel, send, length, answers.is_empty()).await;
+        // What waits may be of a context that was closed meanwhile, and then it may not be sent.
+        //= connect-udp-bind §3.3 none-after-close
+        if std::mem::replace(&mut closed, tunnel.outside.closed()) != closed {
+            let stale = waiting.drain(..).map(|filled| filled.datagrams).sum();
+            tunnel.metrics.datagrams_dropped_context.add(stale);
+        }
         let moved = match event {
             Ok(Event::Room(room)) => match answers.pop_front().or_else(|| waiting.pop_front()) {
                 Some(filled) => {

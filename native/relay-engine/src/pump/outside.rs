@@ -75,6 +75,11 @@ pub trait Outside {
     /// Takes those capsules, in order; they may not get lost.
     fn answers(&self) -> Vec<u8>;
 
+    /// Contexts that were closed so far: what waits to be sent to the client may be of one of them.
+    fn closed(&self) -> u64 {
+        0
+    }
+
     /// What was dropped so far.
     fn dropped(&self) -> Dropped;
 }
@@ -283,6 +288,10 @@ impl Outside for Bound {
 
     fn answers(&self) -> Vec<u8> {
         self.machine.borrow_mut().take_pending()
+    }
+
+    fn closed(&self) -> u64 {
+        self.machine.borrow().closed()
     }
 
     fn dropped(&self) -> Dropped {
