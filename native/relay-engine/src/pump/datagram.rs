@@ -329,7 +329,9 @@ async fn down<S: SendHalf, O: Outside>(tunnel: &Tunnel<'_, O>, send: &mut S) -> 
         let event = next(tunnel, send, length, answers.is_empty()).await;
         // What waits may be of a context that was closed meanwhile, and then it may not be sent.
         //= connect-udp-bind §3.3 none-after-close
-        if std::mem::replace(&mut closed, tunnel.outside.closed()) != closed {
+        let closed_now = tunnel.outside.closed();
+        if closed != closed_now {
+            closed = closed_now;
             let stale = waiting.drain(..).map(|filled| filled.datagrams).sum();
             tunnel.metrics.datagrams_dropped_context.add(stale);
         }
@@ -378,11 +380,9 @@ async fn meanwhile<O: Outside>(
         match received.and_then(|()| receive(tunnel, waiting)) {
             Ok(bytes) => moved += bytes,
             Err(ended) => {
-                // A capsule that is begun is finished, or the stream is not ended as if it were.
-                return match timeout(FLUSH, sending).await {
-                    Ok(_) => Err(ended),
-                    Err(_) => Err(Ended::TargetGone),
-                };
+                // A capsule that is begun gets its moment; what is cut all the same is no whole end.
+                let _ = timeout(FLUSH, sending).await;
+                return Err(ended);
             }
         }
     }
