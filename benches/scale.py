@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +114,27 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def carry_out(
+    options: argparse.Namespace, found: Figures, prepare: Callable[[contextlib.ExitStack, Path], Iterable[Probe]]
+) -> int:
+    """Runs the probes that are wanted, all of them in each round; an exit code, and why if it is not 0."""
+    try:
+        load = (options.load or build_load()).resolve()
+        with contextlib.ExitStack() as stack:
+            only = [part.strip() for part in options.only.split(",")]
+            wanted = [probe for probe in prepare(stack, load) if any(part in probe.name for part in only)]
+            if not wanted:
+                raise BenchError(f"--only {options.only!r}: no probe has this in its name")
+            rounds(wanted, options.rounds, found)
+    except (BenchError, OSError) as error:
+        print(f"{found.kind}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{found.kind}: interrupted; nothing is recorded", file=sys.stderr)
+        return 130
+    return 0
+
+
 def main() -> int:
     options = arguments()
     found = Figures(
@@ -123,21 +144,8 @@ def main() -> int:
         options={name: getattr(options, name) for name in ("bytes", "seconds", "rounds", "only")},
         relay=capsule_relay.version(),
     )
-    try:
-        load = (options.load or build_load()).resolve()
-        with contextlib.ExitStack() as stack:
-            only = [part.strip() for part in options.only.split(",")]
-            known = prepare(stack, load, options.bytes, options.seconds)
-            wanted = [probe for probe in known if any(part in probe.name for part in only)]
-            if not wanted:
-                raise BenchError(f"--only {options.only!r}: no probe has this in its name")
-            rounds(wanted, options.rounds, found)
-    except (BenchError, OSError) as error:
-        print(f"scale: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("scale: interrupted; nothing is recorded", file=sys.stderr)
-        return 130
+    if status := carry_out(options, found, lambda stack, load: prepare(stack, load, options.bytes, options.seconds)):
+        return status
     print(f"\n{figures.table(found)}\n\n" + "\n".join(figures.verdicts(found)))
     print(f"\nresults: {figures.save(found, options.results)}")
     return 0

@@ -13,15 +13,16 @@ import os
 import sys
 from pathlib import Path
 
-from bench import build_load, site
+from bench import site
 from harness import datagrams, figures, results
 from harness.cells import Cell
 from harness.datagrams import Loads
 from harness.figures import Figures
+from harness.probes import Probe
 from harness.process import BenchError
 from peers import ADAPTERS, capsule_relay
 from peers.base import Site
-from scale import rounds
+from scale import carry_out
 
 #: Those that relay datagrams.
 PEERS = (results.RELAY, "masque-go", "envoy", "h2o")
@@ -79,24 +80,15 @@ def main() -> int:
         kind="udp",
         marks=list(datagrams.marks()),
     )
-    try:
-        load = (options.load or build_load()).resolve()
-        with contextlib.ExitStack() as stack:
-            here = site(stack, load)
-            cells = start(here, options.peers, found)
-            only = [part.strip() for part in options.only.split(",")]
-            known = datagrams.probes(Loads(load, here.origin, here.certificate.read_text(), options.seconds), cells)
-            known = [*known, *datagrams.floors(options.seconds)]
-            wanted = [probe for probe in known if any(part in probe.name for part in only)]
-            if not wanted:
-                raise BenchError(f"--only {options.only!r}: no probe has this in its name")
-            rounds(wanted, options.rounds, found)
-    except (BenchError, OSError) as error:
-        print(f"udp: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("udp: interrupted; nothing is recorded", file=sys.stderr)
-        return 130
+
+    def prepare(stack: contextlib.ExitStack, load: Path) -> list[Probe]:
+        here = site(stack, load)
+        cells = start(here, options.peers, found)
+        loads = Loads(load, here.origin, here.certificate.read_text(), options.seconds)
+        return [*datagrams.probes(loads, cells), *datagrams.floors(options.seconds)]
+
+    if status := carry_out(options, found, prepare):
+        return status
     print(f"\nCPU µs per {datagrams.SIZE}-byte datagram at {datagrams.STEADY} a second; loss at {datagrams.HIGH}\n")
     print(f"{figures.table(found)}\n\n" + "\n".join(figures.verdicts(found)))
     for name, reason in found.absent.items():
